@@ -1,0 +1,83 @@
+"""One process with one app under one variant: reads how many requests to run, answers what they took."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from benchmarks.app import DRIVERS, build, call
+from benchmarks.variants import VARIANTS, open_works
+
+ROOT = Path(__file__).resolve().parent.parent
+FOREIGN = ("SESSION_WATCH_", "PROMETHEUS_")
+
+
+def command(driver: str, variant: str, url: str, *flags: str) -> list[str]:
+    """How to start this worker; the folder to start it in is ROOT."""
+    return [sys.executable, "-m", "benchmarks.worker", driver, variant, url, *flags]
+
+
+def environment(layout: int = 0) -> dict[str, str]:
+    """The caller's environment without what would tune the product, with fixed string hashes.
+
+    A layout is a padding of another length, which moves the interpreter's objects to other addresses.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    return {**kept, "PYTHONHASHSEED": "0", "LAYOUT": "x" * 97 * layout}
+
+
+async def requests(app: ASGIApp, count: int) -> None:
+    """That many requests, one after another, each in its own task as under a server."""
+    for _ in range(count):
+        await asyncio.create_task(call(app))
+
+
+def block(loop: asyncio.AbstractEventLoop, app: ASGIApp, count: int) -> tuple[float, float]:
+    """CPU and wall seconds of one block; the two getppid calls are callgrind's marks around it."""
+    os.getppid()
+    cpu, wall = time.process_time(), time.perf_counter()
+    loop.run_until_complete(requests(app, count))
+    spent = time.process_time() - cpu, time.perf_counter() - wall
+    os.getppid()
+    return spent
+
+
+def options() -> argparse.Namespace:
+    """The worker's command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("driver", choices=DRIVERS)
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("url")
+    parser.add_argument("--no-gc", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Serve blocks until the input ends."""
+    chosen = options()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever is logged to standard output must not reach the parent as an answer
+    loop = asyncio.new_event_loop()
+    variant = VARIANTS[chosen.variant]
+    app = variant.wrap(loop.run_until_complete(build(chosen.driver, chosen.url)))
+    loop.run_until_complete(requests(app, 1))  # the product attaches here
+    works = open_works(variant.others)
+    gc.collect()
+    if chosen.no_gc:
+        gc.disable()
+    for line in sys.stdin:
+        cpu, wall = block(loop, app, int(line))
+        answers.write(f"{cpu} {wall}\n")
+    del works[:]
+    os._exit(0)  # a driver's thread would keep the process, and there is nothing to tidy
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Tells at run time which line of your code leaks a SQLAlchemy session."""
+
+__version__ = "0.1.0"
+
+from session_watch.expecting import expect
+from session_watch.findings import Finding, Resolved, Severity
+from session_watch.middleware import SessionWatchMiddleware, metrics_app
+from session_watch.rules import RULES
+from session_watch.settings import Ignore, Settings
+from session_watch.sinks import Sink
+from session_watch.watch import (
+    Held,
+    SessionLeakError,
+    SessionLeakWarning,
+    SessionWatch,
+    default_watch,
+    job,
+)
+
+__all__ = [
+    "RULES",
+    "Finding",
+    "Held",
+    "Ignore",
+    "Resolved",
+    "SessionLeakError",
+    "SessionLeakWarning",
+    "SessionWatch",
+    "SessionWatchMiddleware",
+    "Settings",
+    "Severity",
+    "Sink",
+    "__version__",
+    "default_watch",
+    "expect",
+    "job",
+    "metrics_app",
+]

@@ -1,0 +1,381 @@
+"""The books of the process: who watches, which works are over and not yet counted, what is looked at again later."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from session_watch import current, listeners, pools, wraps
+from session_watch.current import detached_of, error_of, open_ledgers, still_runs
+from session_watch.facts import Snapshot
+from session_watch.findings import Finding
+from session_watch.inbox import ERRORS, INBOX, LIMIT, put
+from session_watch.ledger import OUTSIDE, Checkout, Incident, Ledger, Transaction
+from session_watch.pools import PoolBook
+from session_watch.snapshot import freeze, is_out, transaction_facts
+
+# A close that is under way when its work ends is looked at again after this many seconds.
+CLOSING_TIME = 1.0
+BY_ITSELF_AFTER = 1.0
+LEFT_LIMIT = 10_000
+SETTLED_LIMIT = 1024
+
+
+class Watcher(Protocol):
+    """What the books need of a watch."""
+
+    sweep_interval: float
+    statements: bool
+
+    def judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
+        """Find, tell and remember what is wrong; return what was told."""
+
+    def count(self, ledger: Ledger, done: Sequence[float | tuple[str, float]], peak: int) -> None:
+        """Add what a work has done."""
+
+    def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:
+        """Add a pool's waits and holds, in seconds."""
+
+    def count_event(self, kind: str, value: Any) -> None:
+        """Count a time-out or an invalidation."""
+
+    def ended(self, episode: object, how: str, at: float) -> None:
+        """Tell that what a finding was about has ended."""
+
+    def swept(self, at: float) -> None:
+        """Take note of a sweep."""
+
+    def internal_error(self, stage: str, error: str) -> None:
+        """Tell a fault of our own."""
+
+
+class Books:
+    """One per process. Works are settled on the thread that ends them; everything later is the teller's."""
+
+    def __init__(self) -> None:
+        self.watchers: tuple[Watcher, ...] = ()
+        self.lock = threading.RLock()
+        self.settled: deque[Ledger] = deque()
+        self.left: set[Transaction | Checkout] = set()
+        self.due: list[tuple[float, Ledger, Transaction]] = []
+        self.teller: threading.Thread | None = None
+        self.next_sweep = 0.0
+
+    # Attaching
+
+    def attach(self, watcher: Watcher) -> None:
+        """Let a watch judge every work of the process from now on."""
+        with self.lock:
+            if watcher in self.watchers:
+                return
+            self.watchers = (*self.watchers, watcher)
+            listeners.listen(statements=any(w.statements for w in self.watchers))
+            wraps.wrap()
+        self.start_teller()
+
+    def detach(self, watcher: Watcher) -> None:
+        """Let a watch go; with the last one every listener, wrap and thread goes too."""
+        self.drain()
+        with self.lock:
+            self.watchers = tuple(w for w in self.watchers if w is not watcher)
+            if self.watchers:
+                return
+            listeners.silence()
+            wraps.unwrap()
+            self._forget()
+        self.stop_teller()
+
+    def _forget(self) -> None:
+        self.settled.clear()
+        self.left.clear()
+        self.due.clear()
+
+    def start_teller(self) -> None:
+        """Start the one daemon thread of this process, unless it runs."""
+        with self.lock:
+            if self.watchers and (self.teller is None or not self.teller.is_alive()):
+                self.teller = threading.Thread(target=self._tell, name="session_watch", daemon=True)
+                try:
+                    self.teller.start()
+                except RuntimeError as error:  # the interpreter is shutting down
+                    self.teller = None
+                    ERRORS.failed("teller", error)
+
+    def stop_teller(self) -> None:
+        """End the thread and wait for it, unless it is the one that asks."""
+        teller, self.teller = self.teller, None
+        if teller is not None and teller.is_alive() and teller is not threading.current_thread():
+            put(("stop", teller))
+            teller.join(timeout=5)
+
+    def forked(self) -> None:
+        """Begin anew in a child process: threads and locks do not survive a fork."""
+        self.lock = threading.RLock()
+        self.teller = None
+        self._forget()
+
+    # Works
+
+    def settle(self, ledger: Ledger, error: type[BaseException] | None) -> tuple[Finding, ...]:
+        """End a work here and now: judge what it leaves, tell it, and let go of all that it knew."""
+        ledger.ended_at = current.clock()
+        ledger.error = error
+        ledger.route = ledger.route_label()
+        ledger.over = True
+        open_ledgers.discard(ledger)
+        found: tuple[Finding, ...] = ()
+        if ledger.open or ledger.held or ledger.suspects or ledger.incidents:
+            found = self._settle_leftovers(ledger)
+        ledger.scope = ledger.task = ledger.loop = None
+        self.settled.append(ledger)
+        if len(self.settled) > SETTLED_LIMIT:
+            put(("fold", None))
+        return found
+
+    def _settle_leftovers(self, ledger: Ledger) -> tuple[Finding, ...]:
+        _hand_to_their_tasks(ledger)
+        now = current.clock()
+        remaining, later = [], []
+        for opened in tuple(ledger.open):
+            opened.unflushed = None
+            self._keep(opened)
+            (later if _closes_elsewhere(opened, ledger) else remaining).append(opened)
+        raw = [c for c in tuple(ledger.held) if c.transaction is None and c.raw and is_out(c)]
+        for checkout in raw:
+            self._keep(checkout)
+        suspects = _taken(ledger.suspects)
+        # A transaction whose close is under way is left out of the judgement by its rule, and looked at again.
+        self.due.extend((now + CLOSING_TIME, ledger, t) for t in remaining if transaction_facts(t).closing)
+        self.due.extend((now + self.sweep_interval, ledger, t) for t in later)
+        return self.judge(
+            freeze(
+                ledger,
+                now,
+                transactions=[*remaining, *(s for s in suspects if isinstance(s, Transaction))],
+                checkouts=[*raw, *(s for s in suspects if isinstance(s, Checkout))],
+                incidents=_taken(ledger.incidents),
+            )
+        )
+
+    def _keep(self, left: Transaction | Checkout) -> None:
+        if len(self.left) < LEFT_LIMIT:
+            self.left.add(left)
+        else:
+            ERRORS.drop("left open")
+
+    def judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
+        """Let every attached watch judge."""
+        return tuple(finding for watcher in self.watchers for finding in watcher.judge(snapshot))
+
+    @property
+    def sweep_interval(self) -> float:
+        """Seconds between two sweeps: the shortest any watch asks for."""
+        return min((w.sweep_interval for w in self.watchers), default=1.0)
+
+    # The teller
+
+    def _tell(self) -> None:
+        me = threading.current_thread()
+        while self.teller is me:
+            try:
+                kind, value = INBOX.get(timeout=self.sweep_interval)
+            except queue.Empty:
+                kind, value = "sweep", None
+            if kind == "stop" and value is me:
+                return
+            try:
+                self._take(kind, value)
+                self.drain()
+                self._sweep_if_due()
+            except Exception as error:
+                ERRORS.failed("teller", error)
+
+    def _sweep_if_due(self) -> None:
+        now = current.clock()
+        if now >= self.next_sweep or self.next_sweep - now > self.sweep_interval:
+            self.next_sweep = now + self.sweep_interval
+            self.sweep(now)
+
+    def drain(self) -> None:
+        """Take up everything that waits, and add up what is settled."""
+        with self.lock:
+            for _ in range(LIMIT):
+                try:
+                    kind, value = INBOX.get_nowait()
+                except queue.Empty:
+                    break
+                if kind == "stop":
+                    if value is self.teller or value.is_alive():
+                        put((kind, value))
+                    break
+                self._take(kind, value)
+            self.fold()
+
+    def _take(self, kind: str, value: Any) -> None:
+        handler = self._handlers.get(kind)
+        if handler is not None:
+            with self.lock:
+                try:
+                    handler(self, value)
+                except Exception as error:
+                    ERRORS.failed(kind, error)
+
+    def _on_late(self, value: tuple[Ledger, Incident]) -> None:
+        origin, incident = value
+        self.judge(freeze(origin, current.clock(), incidents=[incident]))
+
+    def _on_transaction_ended(self, opened: Transaction) -> None:
+        ledger = opened.ledger
+        # What the work told as left open is over: however late, say so.
+        if not opened.checkouts and opened in self.left:
+            self._ended(opened, "collected" if opened.outcome == "collected" else "returned", opened.ended_at)
+        if opened in ledger.suspects:
+            ledger.suspects.remove(opened)
+            alone = not ledger.over and not ledger.endless
+            self.judge(freeze(ledger, current.clock(), transactions=[opened], by_itself=alone))
+        self._count_late(ledger)
+
+    def _on_checkout_ended(self, checkout: Checkout) -> None:
+        ledger, opened = checkout.ledger, checkout.transaction
+        how = checkout.ended or "returned"
+        if opened is not None and not opened.checkouts:
+            self._ended(opened, how, checkout.ended_at)
+        self._ended(checkout, how, checkout.ended_at)
+        if checkout in ledger.suspects:
+            ledger.suspects.remove(checkout)
+            self.judge(freeze(ledger, current.clock(), checkouts=[checkout]))
+        self._count_late(ledger)
+
+    def _ended(self, episode: Transaction | Checkout, how: str, at: float | None) -> None:
+        self.left.discard(episode)
+        for watcher in self.watchers:
+            watcher.ended(episode, how, current.clock() if at is None else at)
+
+    def _count_late(self, ledger: Ledger) -> None:
+        if ledger.done:
+            done = _taken(ledger.done)
+            for watcher in self.watchers:
+                watcher.count(ledger, done, 0)
+
+    def _on_detached(self, value: tuple[Ledger, type[BaseException] | None]) -> None:
+        ledger, error = value
+        if not ledger.over:
+            self.settle(ledger, error)
+
+    def _on_timed_out(self, value: tuple[PoolBook, Ledger]) -> None:
+        for watcher in self.watchers:
+            watcher.count_event("timed out", value)
+
+    def _on_invalidated(self, value: tuple[PoolBook, str]) -> None:
+        for watcher in self.watchers:
+            watcher.count_event("invalidated", value)
+
+    def _on_error(self, value: tuple[str, str]) -> None:
+        for watcher in self.watchers:
+            watcher.internal_error(*value)
+
+    _handlers: dict[str, Callable[[Books, Any], None]] = {
+        "late": _on_late,
+        "transaction ended": _on_transaction_ended,
+        "checkout ended": _on_checkout_ended,
+        "detached": _on_detached,
+        "timed out": _on_timed_out,
+        "invalidated": _on_invalidated,
+        "error": _on_error,
+    }
+
+    def fold(self) -> None:
+        """Add up what settled works and pools have done. Called before anybody reads a number."""
+        with self.lock:
+            for _ in range(len(self.settled)):
+                ledger = self.settled.popleft()
+                done, peak = _taken(ledger.done), ledger.peak
+                for watcher in self.watchers:
+                    watcher.count(ledger, done, peak)
+            self._count_late(OUTSIDE)
+            for book in (*tuple(pools.POOLS.values()), *_taken(pools.GONE)):
+                waits, uses = _taken(book.waits), _taken(book.uses)
+                if waits or uses:
+                    for watcher in self.watchers:
+                        watcher.count_pool(book, waits, uses)
+
+    def sweep(self, at: float) -> None:
+        """Look again at what was put off until ``at`` (seconds of the clock), and at works that may have ended."""
+        with self.lock:
+            self.drain()
+            due, self.due = [d for d in self.due if d[0] <= at], [d for d in self.due if d[0] > at]
+            for _, ledger, opened in due:
+                self.judge(freeze(ledger, max(at, current.clock()), transactions=[opened]))
+            for ledger in tuple(open_ledgers):
+                if ledger.kind == "detached":
+                    self._look_at_detached(ledger, at)
+            for watcher in self.watchers:
+                watcher.swept(at)
+            pools.start_new_peaks()
+
+    def _look_at_detached(self, ledger: Ledger, at: float) -> None:
+        actor = ledger.actor
+        if actor is None:
+            if not ledger.open and not ledger.held:
+                self.settle(ledger, None)
+        elif not still_runs(actor, next(iter(ledger.open), None)):
+            self.settle(ledger, _error_of(actor()))
+        else:
+            # A task that goes on for ever never succeeds or fails: each of its transactions stands for itself.
+            ripe = [s for s in tuple(ledger.suspects) if at - (s.ended_at or at) >= BY_ITSELF_AFTER]
+            for suspect in ripe:
+                ledger.suspects.remove(suspect)
+                if isinstance(suspect, Transaction):
+                    self.judge(freeze(ledger, at, transactions=[suspect], by_itself=True))
+            self._count_late(ledger)
+
+
+def _taken(several: deque[Any]) -> list[Any]:
+    taken = []
+    for _ in range(len(several)):
+        try:
+            taken.append(several.popleft())
+        except IndexError:  # somebody else takes from it too
+            break
+    return taken
+
+
+def _hand_to_their_tasks(ledger: Ledger) -> None:
+    """What a task or thread of the work began and still is at becomes that task's own."""
+    for opened in tuple(ledger.open):
+        if opened.actor is not None and still_runs(opened.actor, opened):
+            heir = detached_of(opened.actor, ledger)
+            ledger.open.discard(opened)
+            opened.ledger = heir
+            heir.open.add(opened)
+            _hand_checkouts(ledger, heir, opened.checkouts)
+    for checkout in tuple(ledger.held):
+        if checkout.raw and checkout.actor is not None and still_runs(checkout.actor, None):
+            _hand_checkouts(ledger, detached_of(checkout.actor, ledger), (checkout,))
+
+
+def _hand_checkouts(ledger: Ledger, heir: Ledger, checkouts: Iterable[Checkout]) -> None:
+    for checkout in checkouts:
+        ledger.held.discard(checkout)
+        checkout.ledger = heir
+        heir.held.add(checkout)
+
+
+def _closes_elsewhere(opened: Transaction, ledger: Ledger) -> bool:
+    """The session was made in the request's own task before the request: who made it may be about to close it."""
+    made_task = opened.account.made_task
+    return made_task is not None and ledger.task is not None and made_task() is ledger.task
+
+
+def _error_of(who: Any) -> type[BaseException] | None:
+    return error_of(who) if isinstance(who, asyncio.Task) and who.done() else None
+
+
+BOOKS = Books()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=BOOKS.forked)

@@ -1,0 +1,228 @@
+"""Who asked: the application's own frame behind a database call, also across SQLAlchemy's greenlets."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+from session_watch.facts import Site
+
+try:
+    from greenlet import getcurrent
+except ImportError:  # greenlet comes with sqlalchemy[asyncio] only; without it there is nothing to cross
+    getcurrent = None  # type: ignore[assignment]  # the name stands for "no greenlets here"
+
+LIBRARY, APPLICATION, BOUNDARY, HELPER = range(4)
+STACK_LIMIT = 12
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Mark(NamedTuple):
+    """A line as it is kept: code object and instruction offset. Never a frame, which would pin its locals."""
+
+    code: CodeType
+    offset: int
+    library: bool = False
+
+
+def _library_roots() -> tuple[str, ...]:
+    named = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    roots = {*filter(None, named), *site.getsitepackages(), site.getusersitepackages()}
+    return tuple(sorted({os.path.join(form, "") for root in roots for form in (root, os.path.realpath(root))}))
+
+
+ROOTS = _library_roots()
+INSTALLED = (os.path.join("", "site-packages", ""), os.path.join("", "dist-packages", ""))
+# The request's own code stands above these: below them is the server, or a script that merely started it.
+LOOP_FILES = tuple(os.path.join("asyncio", name) for name in ("events.py", "base_events.py", "runners.py"))
+NEVER_YOURS = ("fastapi", "starlette", "sqlalchemy", "sqlmodel", "anyio")
+
+_kinds: dict[str, int] = {}
+_yours: set[str] = set()
+_helpers: set[str] = set()
+
+
+def trust(app_packages: tuple[str, ...], helper_packages: tuple[str, ...]) -> None:
+    """Count these packages as the application's own, and those as the application's but never to blame."""
+    if _yours.issuperset(app_packages) and _helpers.issuperset(helper_packages):
+        return
+    _yours.update(app_packages)
+    _helpers.update(helper_packages)
+    _kinds.clear()
+
+
+def learn_endpoint(scope: Mapping[str, Any]) -> None:
+    """Count the package of the request's endpoint as the application's own, wherever it is installed."""
+    module = getattr(scope.get("endpoint"), "__module__", None)
+    if isinstance(module, str) and module not in _endpoint_modules:
+        _remember_endpoint_module(module)
+
+
+_endpoint_modules: set[str] = set()
+
+
+def _remember_endpoint_module(module: str) -> None:
+    if len(_endpoint_modules) < 10_000:
+        _endpoint_modules.add(module)
+    package = module.partition(".")[0]
+    if package not in NEVER_YOURS and package != "session_watch":
+        trust((package,), ())
+
+
+def caller(depth: int = 2) -> Mark | None:
+    """The nearest application frame above the caller's caller, else the nearest library frame, marked."""
+    frame = _innermost(depth + 1)
+    first = frame
+    while frame is not None:
+        code = frame.f_code
+        kind = _kinds.get(code.co_filename)
+        if kind is None:
+            kind = _classify(code.co_filename)
+        if kind:
+            if kind == APPLICATION:
+                return Mark(code, frame.f_lasti)
+            if kind == BOUNDARY:
+                break
+        frame = frame.f_back
+    return _fallback(first)
+
+
+def callers(depth: int = 2) -> tuple[Mark, ...]:
+    """Up to twelve application frames, nearest first."""
+    found = (f for f, kind in _frames(_innermost(depth + 1)) if kind in (APPLICATION, HELPER))
+    return tuple(Mark(f.f_code, f.f_lasti) for _, f in zip(range(STACK_LIMIT), found, strict=False))
+
+
+def frame_mark(frame: FrameType | None) -> Mark | None:
+    """The nearest application frame from this one outwards; None where there is none."""
+    for each, kind in _frames(frame):
+        if kind == APPLICATION:
+            return Mark(each.f_code, each.f_lasti)
+    return None
+
+
+def _innermost(depth: int) -> FrameType | None:
+    """
+    The frame to start from: inside SQLAlchemy's greenlet the application's frames are the parent's.
+
+    ``run_sync`` is the exception: there the application's own function runs inside the greenlet.
+    """
+    if getcurrent is not None:
+        greenlet = getcurrent()
+        parent = greenlet.parent
+        if parent is not None and getattr(greenlet, "__sqlalchemy_greenlet_provider__", False):
+            outside: FrameType | None = parent.gr_frame
+            if outside is not None and not _runs_sync(outside):
+                return outside
+            return _application_inside(sys._getframe(depth)) or outside
+    return sys._getframe(depth)
+
+
+def _runs_sync(spawn: FrameType) -> bool:
+    return spawn.f_back is not None and spawn.f_back.f_code.co_name == "run_sync"
+
+
+def _application_inside(frame: FrameType) -> FrameType | None:
+    return next((f for f, kind in _frames(frame) if kind == APPLICATION), None)
+
+
+def _frames(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        kind = _kinds.get(filename)
+        kind = _classify(filename) if kind is None else kind
+        if kind == BOUNDARY:
+            return
+        yield frame, kind
+        frame = frame.f_back
+
+
+def _fallback(frame: FrameType | None) -> Mark | None:
+    frames = [f for f, kind in _frames(frame) if kind == HELPER]
+    if frames:
+        return Mark(frames[0].f_code, frames[0].f_lasti)
+    libraries = [f for f, _ in _frames(frame) if not f.f_code.co_filename.startswith(HERE)]
+    foreign = (f for f in libraries if _top_package(f.f_code.co_filename) not in ("sqlalchemy", "greenlet"))
+    chosen = next(foreign, None) or next(iter(libraries), None)
+    return None if chosen is None else Mark(chosen.f_code, chosen.f_lasti, library=True)
+
+
+def _classify(filename: str) -> int:
+    kind = _kind_of(filename)
+    if len(_kinds) > 50_000:  # code that is generated under ever new names must not fill the memory
+        _kinds.clear()
+    _kinds[filename] = kind
+    return kind
+
+
+def _kind_of(filename: str) -> int:
+    if filename.startswith(HERE):
+        demo = filename.startswith(os.path.join(HERE, "demo", ""))
+        return APPLICATION if demo else BOUNDARY if filename.endswith("middleware.py") else LIBRARY
+    module = module_name(filename)
+    if _under(module, _helpers):
+        return HELPER
+    if filename.endswith(LOOP_FILES) and filename.startswith(ROOTS):
+        return BOUNDARY
+    if _under(module, _yours):
+        return APPLICATION
+    return LIBRARY if _is_library(filename) else APPLICATION
+
+
+def _is_library(filename: str) -> bool:
+    generated = filename.startswith(("<frozen", "<string", "<attrs", "<sqlalchemy", "<makefun", "<decorator"))
+    return generated or filename.startswith(ROOTS) or any(part in filename for part in INSTALLED)
+
+
+def _under(module: str, packages: set[str]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def _top_package(filename: str) -> str:
+    return module_name(filename).partition(".")[0]
+
+
+@lru_cache(maxsize=4096)
+def module_name(filename: str) -> str:
+    """The dotted name a file is imported by, from the longest entry of ``sys.path`` it lies under."""
+    stem = os.path.splitext(filename)[0]
+    homes = (os.path.join(os.path.abspath(entry), "") for entry in sys.path)
+    home = max((h for h in (*homes, *ROOTS) if stem.startswith(h)), key=len, default="")
+    inside = stem[len(home) :] if home else os.path.basename(stem)
+    return inside.replace(os.sep, ".").removesuffix(".__init__").strip(".") or os.path.basename(stem)
+
+
+@lru_cache(maxsize=4096)
+def resolve(mark: Mark | None) -> Site | None:
+    """The mark as people read it, relative to the working directory where the file lies below it."""
+    if mark is None:
+        return None
+    code = mark.code
+    name = getattr(code, "co_qualname", code.co_name).replace(".<locals>", "")
+    text = f"{_shown_path(code.co_filename)}:{_line(code, mark.offset)} in {name}"
+    return Site(_one_line(text), _one_line(f"{module_name(code.co_filename)}:{code.co_name}"), mark.library)
+
+
+def _shown_path(filename: str) -> str:
+    here = os.path.join(os.getcwd(), "")
+    if filename.startswith(here) and not any(part in filename for part in INSTALLED):
+        return filename[len(here) :]
+    root = max((root for root in ROOTS if filename.startswith(root)), key=len, default="")
+    return filename[len(root) :]
+
+
+def _line(code: CodeType, offset: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return line
+    return code.co_firstlineno
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]

@@ -1,0 +1,146 @@
+"""Said in the code itself: here this finding is expected, and why."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+from session_watch import listeners
+from session_watch.rule_names import check_rule
+from session_watch.settings import LIVE_RULES
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One rule that the running block expects, and up to how many seconds (None: always)."""
+
+    rule: str
+    up_to: float | None
+    reason: str
+
+
+EXPECTED: ContextVar[tuple[Expectation, ...]] = ContextVar("session_watch_expected", default=())
+
+
+class expect:  # noqa: N801  # it reads as a word: with expect("left-open", reason="...")
+    """
+    Expect a finding of this rule from sessions begun or used in the block, for their whole life.
+
+    A ``with``, ``async with`` or decorator (plain, async and generator functions; the signature stays).
+    ``up_to`` in seconds raises the threshold of a live rule instead. ``reason`` is required.
+    Raises ValueError for an unknown rule, an empty reason, or ``up_to`` on a rule without a threshold.
+    """
+
+    def __init__(self, rule: str, *, up_to: float | None = None, reason: str) -> None:
+        check_rule(rule, field="expect(rule)")
+        if not isinstance(reason, str) or not reason.strip():
+            raise ValueError(f"expect(reason) is {reason!r}; a sentence that says why {rule} is expected is accepted.")
+        if up_to is not None and (rule not in LIVE_RULES or not up_to > 0):
+            raise ValueError(f"expect(up_to) is {up_to!r} for {rule}; seconds above 0 are accepted, for {', '.join(sorted(LIVE_RULES))}.")
+        self._expectation = Expectation(rule, up_to, reason)
+        self._tokens: list[Token[tuple[Expectation, ...]]] = []
+        listeners.expectations = EXPECTED.get
+
+    def __enter__(self) -> None:
+        """Expect it from here."""
+        self._tokens.append(EXPECTED.set((*EXPECTED.get(), self._expectation)))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Expect it no longer."""
+        EXPECTED.reset(self._tokens.pop())
+
+    async def __aenter__(self) -> None:
+        """Expect it from here."""
+        self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Expect it no longer."""
+        self.__exit__(kind, error, trace)
+
+    def __call__(self, function: Function) -> Function:
+        """Expect it while this function runs; a generator's steps count, what runs between them does not."""
+        return decorated(function, self._again)
+
+    def _again(self) -> expect:
+        expectation = self._expectation
+        return expect(expectation.rule, up_to=expectation.up_to, reason=expectation.reason)
+
+
+def decorated(function: Function, block: Callable[[], Any]) -> Function:
+    """The function with each call, or each step of a generator, inside a block of its own."""
+    if inspect.isasyncgenfunction(function):
+        wrapper = _async_generator(function, block)
+    elif inspect.iscoroutinefunction(function):
+        wrapper = _coroutine(function, block)
+    elif inspect.isgeneratorfunction(function):
+        wrapper = _generator(function, block)
+    else:
+        wrapper = _plain(function, block)
+    return functools.wraps(function)(wrapper)  # type: ignore[return-value]  # same signature, which wraps() cannot say
+
+
+def _plain(function: Callable[..., Any], block: Callable[[], Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with block():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _coroutine(function: Callable[..., Any], block: Callable[[], Any]) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with block():
+            return await function(*args, **kwargs)
+
+    return wrapper
+
+
+def _generator(function: Callable[..., Any], block: Callable[[], Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        steps = function(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(next, steps)
+        while True:
+            try:
+                with block():
+                    value = step()
+            except StopIteration as stop:
+                return stop.value
+            try:
+                step = functools.partial(steps.send, (yield value))
+            except GeneratorExit:
+                with block():
+                    steps.close()
+                raise
+            except BaseException as error:
+                step = functools.partial(steps.throw, error)
+
+    return wrapper
+
+
+def _async_generator(function: Callable[..., Any], block: Callable[[], Any]) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        steps = function(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(anext, steps)
+        while True:
+            try:
+                with block():
+                    value = await step()
+            except StopAsyncIteration:
+                return
+            try:
+                step = functools.partial(steps.asend, (yield value))
+            except GeneratorExit:
+                with block():
+                    await steps.aclose()
+                raise
+            except BaseException as error:
+                step = functools.partial(steps.athrow, error)
+
+    return wrapper

@@ -1,0 +1,494 @@
+"""SQLAlchemy's events become facts in ledgers. Every body is guarded: nothing here may reach the application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import Pool
+
+from session_watch import call_site, current
+from session_watch.call_site import caller
+from session_watch.current import CURRENT, acting, detached
+from session_watch.failures import describe
+from session_watch.inbox import ERRORS, put
+from session_watch.ledger import Account, Checkout, Failed, Incident, Ledger, Transaction
+from session_watch.statements import CONTROL, WRITE, created_temporary, effect, on_temporary
+
+KEY = "session_watch"
+EVERY_ROUTE = "*"
+# Routes whose evidence is a whole stack: for the hour after a finding, or every route.
+hot_routes: set[str] = set()
+expectations: Callable[[], tuple[Any, ...]] | None = None
+
+
+def account_of(session: Session) -> Account:
+    """The session's account; opened here for a session that was made before anybody watched."""
+    account = session.info.get(KEY)
+    # A copied ``info`` carries somebody else's account: only a reference to this very session counts.
+    if account is None or account() is not session:
+        account = session.info[KEY] = Account(session)
+        account.made_at = current.clock()
+    return account  # type: ignore[no-any-return]  # session.info is a plain dict
+
+
+def on_transaction_create(session: Session, transaction: Any) -> None:
+    """A root transaction began (a savepoint or a flush only marks where it stands)."""
+    try:
+        if transaction.parent is not None:
+            _inner_began(session, transaction)
+            return
+        account = session.info.get(KEY)
+        if account is None or account() is not session:
+            account = account_of(session)
+        ledger = CURRENT.get()
+        opened = Transaction(session, _session_collected)
+        opened.account = account
+        opened.seen = ledger
+        opened.began_at = now = current.clock()
+        opened.mark = caller()
+        if ledger.over:
+            ledger = detached(ledger)
+        if account.made_in is not ledger:
+            ledger = _owner(account, ledger, opened)
+        request = ledger if ledger.is_request else ledger.request
+        if request is not None:
+            if account.carried is not None and account.carried is not request:
+                _shared(account, request, opened)
+            account.carried = request
+            account.carried_mark = opened.mark
+            account.carried_at = now
+        opened.ledger = ledger
+        if not ledger.endless:
+            opened.unflushed = (session._new, session._deleted)
+            actor = acting(ledger)
+            if actor is not None:
+                opened.actor = actor
+        if account.closed_mark is not None:
+            _reopened(account, opened)
+        if expectations is not None:
+            opened.expected = expectations()
+        account.transaction = opened
+        ledger.open.add(opened)
+        if hot_routes and (EVERY_ROUTE in hot_routes or ledger.route_label() in hot_routes):
+            opened.marks = call_site.callers()
+    except Exception as error:
+        ERRORS.failed("after_transaction_create", error)
+
+
+def _owner(account: Account, ledger: Ledger, opened: Transaction) -> Ledger:
+    """The work a transaction belongs to: where its session was made, if that encloses here; else where it begins."""
+    made = account.made_in
+    if not made.over and made.encloses(ledger):
+        return made
+    if made.over and made.is_request and account.made_by is None and _has_no_other_work(ledger):
+        _late(account, opened, made, ledger)
+    return ledger
+
+
+def _has_no_other_work(ledger: Ledger) -> bool:
+    return ledger.kind in ("detached", "outside")
+
+
+def _reopened(account: Account, opened: Transaction) -> None:
+    if account.closed_in is opened.ledger or opened.ledger.kind == "detached":
+        opened.reopened = True
+        opened.closed_mark = account.closed_mark
+
+
+def _inner_began(session: Session, transaction: Any) -> None:
+    opened = account_of(session).transaction
+    if opened is None:
+        return
+    if transaction.nested:
+        opened.savepoints = [*(opened.savepoints or ()), (opened.writes, opened.failure)]
+    else:
+        opened.writes_before_flush = opened.writes
+
+
+def on_transaction_end(session: Session, transaction: Any) -> None:
+    """A root transaction ended, one way or another; a savepoint is forgotten."""
+    try:
+        account = session.info.get(KEY)
+        opened = None if account is None else account.transaction
+        if opened is None or opened() is not session:
+            return
+        if transaction.parent is not None:
+            if transaction.nested and opened.savepoints:
+                opened.savepoints.pop()
+            return
+        account.transaction = None
+        _end(opened, account)
+    except Exception as error:
+        ERRORS.failed("after_transaction_end", error)
+
+
+def _end(opened: Transaction, account: Account) -> None:
+    ended_at = opened.ended_at = current.clock()
+    if opened.committed:
+        outcome = "committed"
+    elif opened.rolled_back or not account.closing:
+        outcome = "rolled_back"
+    else:
+        outcome = "closed_uncommitted" if opened.writes else "closed"
+    opened.outcome = outcome
+    opened.by_close = account.closing
+    ledger = opened.ledger
+    ledger.done.append((outcome, ended_at - opened.began_at))
+    suspicious = (
+        opened.pending is not None
+        or opened.failure is not None
+        or (outcome == "closed_uncommitted" and not opened.external and opened.autocommit is not True)
+    )
+    if suspicious:
+        opened.excused = account.left_by_exception
+        opened.unflushed = None
+        ledger.suspects.append(opened)
+    ledger.open.discard(opened)
+    if ledger.over or ledger.endless or (ledger.kind == "detached" and ledger.actor is None):
+        put(("transaction ended", opened))
+
+
+def _session_collected(opened: Any) -> None:
+    """
+    The collector took a session whose transaction was open.
+
+    It may run anywhere, in anybody's context, even inside another listener: no lock, no I/O, append only.
+    """
+    if opened.outcome is None:
+        opened.outcome = "collected"
+        opened.ended_at = current.clock()
+        opened.pending = _pending_left(opened)
+        ledger = opened.ledger
+        ledger.done.append(("collected", opened.ended_at - opened.began_at))
+        ledger.suspects.append(opened)
+        ledger.open.discard(opened)
+        if ledger.over or ledger.endless:
+            put(("transaction ended", opened))
+
+
+def _pending_left(opened: Transaction) -> dict[str, int] | None:
+    held, opened.unflushed = opened.unflushed, None
+    if held is None:
+        return opened.pending
+    new, deleted = (sum(1 for state in states if state.session_id is not None) for states in held)
+    return {"new": new, "dirty": 0, "deleted": deleted} if new or deleted else opened.pending
+
+
+def on_begin(session: Session, transaction: Any, connection: Any) -> None:
+    """A session's transaction got its connection (again for each savepoint, and once per bind)."""
+    try:
+        account = session.info.get(KEY)
+        opened = None if account is None else account.transaction
+        if opened is None:
+            return
+        checkout = connection.info.get(KEY)
+        opened.connected = True
+        if checkout is None:
+            return
+        if checkout.transaction is None and not checkout.raw:
+            checkout.transaction = opened
+            opened.checkouts += (checkout,)
+            if checkout.ledger is not opened.ledger:
+                _hand_over(checkout, opened.ledger)
+        elif checkout.transaction is not opened:
+            opened.external = checkout.raw
+    except Exception as error:
+        ERRORS.failed("after_begin", error)
+
+
+def _hand_over(checkout: Checkout, ledger: Ledger) -> None:
+    checkout.ledger.held.discard(checkout)
+    checkout.ledger = ledger
+    ledger.held.add(checkout)
+
+
+def on_commit(session: Session) -> None:
+    """A transaction was committed; the release of a savepoint is none."""
+    try:
+        if session.in_nested_transaction():
+            return
+        account = session.info.get(KEY)
+        if account is not None and account.transaction is not None:
+            account.transaction.committed = True
+    except Exception as error:
+        ERRORS.failed("after_commit", error)
+
+
+def on_rollback(session: Session) -> None:
+    """A transaction, or a savepoint with what was written in it, was rolled back."""
+    try:
+        account = session.info.get(KEY)
+        opened = None if account is None else account.transaction
+        if opened is None:
+            return
+        if not session.in_nested_transaction():
+            opened.rolled_back = True
+        elif opened.savepoints:
+            opened.writes, opened.failure = opened.savepoints[-1]
+    except Exception as error:
+        ERRORS.failed("after_rollback", error)
+
+
+def on_soft_rollback(session: Session, previous: Any) -> None:
+    """The rollback of a flush, told apart from a rollback that somebody asked for, is a failed flush."""
+    try:
+        account = session.info.get(KEY)
+        opened = None if account is None else account.transaction
+        if opened is None or previous.nested or previous.parent is None:
+            return
+        error, mark = opened.error or ("flush failed", caller())
+        opened.failure = Failed(error, mark, opened.writes_before_flush, flush=True)
+    except Exception as error:
+        ERRORS.failed("after_soft_rollback", error)
+
+
+def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:
+    """
+    A statement is about to reach the driver.
+
+    SQLAlchemy runs it itself only while this returns None. While a dialect looks at a new connection there
+    is no ``info`` to ask, and such statements are nobody's.
+    """
+    try:
+        checkout = context.root_connection.info.get(KEY)
+        if checkout is None:
+            return
+        opened = checkout.transaction
+        if opened is None:
+            opened = checkout
+        elif opened.seen is not CURRENT.get() or opened.ledger.over:
+            _used_elsewhere(opened, statement)
+        what = effect(statement)
+        if what is CONTROL:
+            return
+        opened.statements += 1
+        opened.last_at = current.clock()
+        opened.last_statement = statement
+        opened.last_mark = caller()
+        opened.last_was_write = False
+        if expectations is not None:
+            opened.expected += expectations()
+        if what is WRITE:
+            _wrote(opened, checkout, statement, context)
+        elif "TEMP" in statement or "temp" in statement:
+            _temporary_made(opened, statement)
+        if checkout.transaction is not None and opened.failure is not None:
+            opened.failure.used_again = True
+    except NotImplementedError:
+        return
+    except Exception as error:
+        ERRORS.failed("do_execute", error)
+
+
+def on_execute_no_params(cursor: Any, statement: str, context: Any) -> None:
+    """The same, for a statement without parameters."""
+    on_execute(cursor, statement, None, context)
+
+
+def _wrote(opened: Any, checkout: Checkout, statement: str, context: Any) -> None:
+    if on_temporary(statement, getattr(opened, "temporary", frozenset())):
+        return
+    opened.writes += 1
+    opened.last_was_write = True
+    if isinstance(opened, Transaction) and opened.autocommit is None:
+        opened.autocommit = is_autocommit(context.root_connection)
+
+
+def _temporary_made(opened: Any, statement: str) -> None:
+    name = created_temporary(statement)
+    if name is not None and isinstance(opened, Transaction) and len(opened.temporary) < 100:
+        opened.temporary |= {name}
+
+
+def is_autocommit(connection: Any) -> bool | None:
+    """Whether each statement of this connection commits itself; None where the driver cannot tell."""
+    dialect = connection.dialect
+    detect = getattr(dialect, "detect_autocommit_setting", None)
+    if detect is None:  # below SQLAlchemy 2.0.43 only the options tell
+        return bool(connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT")
+    try:
+        return bool(detect(connection.connection.dbapi_connection))
+    except NotImplementedError:
+        return None
+
+
+def _used_elsewhere(opened: Transaction, statement: str) -> None:
+    """A transaction is used in a context other than the one it began in, or after its work was over."""
+    here = CURRENT.get()
+    request = None if here.over else here if here.is_request else here.request
+    account = opened.account
+    if request is not None and account.carried is not None and account.carried is not request:
+        _shared(account, request, opened)
+        account.carried = request
+        account.carried_at = current.clock()
+    elif opened.ledger.over and opened.ledger.is_request and opened.actor is None and request is None:
+        _late(account, opened, opened.ledger, detached(here) if here.over else here, statement)
+
+
+def _shared(account: Account, request: Ledger, opened: Transaction) -> None:
+    """Note that a session brought its state from another request, unless an enclosing work lent it to both."""
+    made, other = account.made_in, account.carried
+    lent = not made.over and made.encloses(request) and made.encloses(other)
+    if other is None or lent or made.kind == "test":
+        return
+    statement, mark = opened.last_statement, caller(3)
+    age = current.clock() - account.carried_at
+    request.incidents.append(
+        Incident(
+            "shared",
+            account=account,
+            other=other,
+            other_mark=account.carried_mark,
+            mark=mark,
+            age=age,
+            statement=statement,
+            expected=_expected_now(),
+        )
+    )
+    account.carried_mark = mark
+
+
+def _late(account: Account, opened: Transaction, origin: Ledger, user: Ledger, statement: str | None = None) -> None:
+    """Note, once per transaction, that a session of a request is used after the request was over."""
+    if opened.late:
+        return
+    opened.late = True
+    since = current.clock() - (origin.ended_at or current.clock())
+    incident = Incident("late", account=account, mark=caller(3), age=since, statement=statement, user=user.name)
+    incident.expected = _expected_now() + opened.expected
+    put(("late", (origin, incident)))
+
+
+def _expected_now() -> tuple[Any, ...]:
+    return () if expectations is None else expectations()
+
+
+def on_checkin(dbapi_connection: Any, record: Any) -> None:
+    """A connection came back, or the collector brought it back."""
+    try:
+        checkout = record.info.pop(KEY, None)
+        if checkout is not None:
+            checked_in(checkout, "collected" if checkout.collected else "returned")
+    except Exception as error:
+        ERRORS.failed("checkin", error)
+
+
+def on_detach(dbapi_connection: Any, record: Any) -> None:
+    """A connection left its pool for good: by ``detach()``, or because an async one was collected."""
+    try:
+        checkout = record.info.pop(KEY, None)
+        if checkout is not None:
+            checked_in(checkout, "collected" if checkout.collected else "detached")
+    except Exception as error:
+        ERRORS.failed("detach", error)
+
+
+def on_invalidate(dbapi_connection: Any, record: Any, exception: BaseException | None) -> None:
+    """A connection was thrown away: by an error, by a cancelled task, or on request."""
+    try:
+        checkout = record.info.pop(KEY, None)
+        if checkout is not None:
+            put(("invalidated", (checkout.pool, _reason(exception))))
+            checked_in(checkout, "collected" if checkout.collected else "invalidated")
+    except Exception as error:
+        ERRORS.failed("invalidate", error)
+
+
+def on_soft_invalidate(dbapi_connection: Any, record: Any, exception: BaseException | None) -> None:
+    """A connection will be thrown away when it comes back; it is still out."""
+    try:
+        checkout = record.info.get(KEY)
+        if checkout is not None:
+            put(("invalidated", (checkout.pool, _reason(exception))))
+    except Exception as error:
+        ERRORS.failed("soft_invalidate", error)
+
+
+def _reason(exception: BaseException | None) -> str:
+    if exception is None:
+        return "explicit"
+    cancelled = type(exception).__name__ in ("CancelledError", "Cancelled", "GeneratorExit")
+    return "cancelled" if cancelled else "error"
+
+
+def checked_in(checkout: Checkout, how: str) -> None:
+    """End a checkout. The collector may run this anywhere: append only, no lock."""
+    now = checkout.ended_at = current.clock()
+    checkout.ended = how
+    used = now - checkout.taken_at
+    pool, ledger = checkout.pool, checkout.ledger
+    pool.out.discard(checkout)
+    pool.uses.append(used)
+    ledger.done.append(used)
+    ledger.held.discard(checkout)
+    opened = checkout.transaction
+    if opened is not None:
+        opened.checkouts = tuple(c for c in opened.checkouts if c is not checkout) if len(opened.checkouts) > 1 else ()
+    elif how == "collected" and checkout.raw:
+        ledger.suspects.append(checkout)
+    if ledger.over or ledger.endless:
+        put(("checkout ended", checkout))
+
+
+def on_error(context: Any) -> None:
+    """A statement failed; on PostgreSQL that aborts the transaction until it is rolled back."""
+    try:
+        connection = context.connection
+        checkout = None if connection is None else connection.info.get(KEY)
+        opened = None if checkout is None else checkout.transaction
+        if opened is None:
+            return
+        if opened.last_was_write:
+            opened.writes -= 1
+            opened.last_was_write = False
+        opened.error = (describe(context.sqlalchemy_exception or context.original_exception), opened.last_mark or caller())
+        if opened.failure is None and _aborts(connection):
+            opened.failure = Failed(*opened.error, opened.writes, flush=False)
+    except Exception as error:
+        ERRORS.failed("handle_error", error)
+
+
+def _aborts(connection: Any) -> bool:
+    return connection.dialect.name in ("postgresql", "cockroachdb") and is_autocommit(connection) is not True
+
+
+LISTENERS: tuple[tuple[Any, str, Callable[..., None]], ...] = (
+    (Session, "after_transaction_create", on_transaction_create),
+    (Session, "after_transaction_end", on_transaction_end),
+    (Session, "after_begin", on_begin),
+    (Session, "after_commit", on_commit),
+    (Session, "after_rollback", on_rollback),
+    (Session, "after_soft_rollback", on_soft_rollback),
+    (Pool, "checkin", on_checkin),
+    (Pool, "detach", on_detach),
+    (Pool, "invalidate", on_invalidate),
+    (Pool, "soft_invalidate", on_soft_invalidate),
+    (Engine, "handle_error", on_error),
+)
+STATEMENT_LISTENERS: tuple[tuple[Any, str, Callable[..., None]], ...] = (
+    (Engine, "do_execute", on_execute),
+    (Engine, "do_executemany", on_execute),
+    (Engine, "do_execute_no_params", on_execute_no_params),
+)
+
+
+def listen(*, statements: bool = True) -> None:
+    """Hear every engine and session of the process, made before or after."""
+    for target, name, listener in _wanted(statements):
+        if not event.contains(target, name, listener):
+            event.listen(target, name, listener)
+
+
+def silence() -> None:
+    """Take every listener off again."""
+    for target, name, listener in _wanted(statements=True):
+        if event.contains(target, name, listener):
+            event.remove(target, name, listener)
+
+
+def _wanted(statements: bool) -> tuple[tuple[Any, str, Callable[..., None]], ...]:
+    return LISTENERS + STATEMENT_LISTENERS if statements else LISTENERS

@@ -1,0 +1,168 @@
+"""The pools of the process: their names, their bounds, and what they say of themselves."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
+
+from session_watch.inbox import ERRORS
+
+if TYPE_CHECKING:
+    from session_watch.ledger import Checkout, Ledger
+
+KEPT = 100_000
+
+
+class Waiter(NamedTuple):
+    """Somebody who asks a pool for a connection: the work, and since when (seconds)."""
+
+    ledger: Ledger
+    since: float
+
+
+class PoolBook:
+    """What is known of one pool. Holds the pool weakly; times in seconds."""
+
+    def __init__(self, pool: Pool, engine: Any) -> None:
+        self.pool = weakref.ref(pool, self._forget)
+        self.key = id(pool)
+        self.engine = weakref.ref(engine) if engine is not None else None
+        self.shares_connections = isinstance(pool, StaticPool | SingletonThreadPool)
+        self.limit = _limit(pool)
+        self.waiters: dict[int, Waiter] = {}
+        self.out: set[Checkout] = set()
+        self.peak = 0
+        self.waits: deque[float] = deque(maxlen=KEPT)
+        self.uses: deque[float] = deque(maxlen=KEPT)
+        self.base_name = _name(pool, engine)
+        self.name = _unique(self.base_name)
+
+    def _forget(self, _pool: object) -> None:
+        POOLS.pop(self.key, None)
+        GONE.append(self)
+
+    @property
+    def current(self) -> bool:
+        """Whether the pool still is its engine's own: ``dispose()`` puts a new one in its place."""
+        pool = self.pool()
+        engine = self.engine() if self.engine is not None else None
+        return pool is not None and (engine is None or engine.pool is pool)
+
+    def used(self) -> int | None:
+        """Connections that are out by the pool's own account; None where the pool keeps none."""
+        pool = self.pool()
+        return pool.checkedout() if isinstance(pool, QueuePool) else None
+
+    def idle(self) -> int | None:
+        """Connections that wait in the pool; None where the pool keeps no account."""
+        pool = self.pool()
+        return pool.checkedin() if isinstance(pool, QueuePool) else None
+
+
+POOLS: dict[int, PoolBook] = {}
+GONE: deque[PoolBook] = deque(maxlen=1000)
+
+
+def book_of(pool: Pool) -> PoolBook:
+    """The book of this pool, opened when it is first seen."""
+    book = POOLS.get(id(pool))
+    return _open(pool) if book is None else book
+
+
+def _open(pool: Pool) -> PoolBook:
+    book = POOLS[id(pool)] = PoolBook(pool, _engine_connecting(pool))
+    return book
+
+
+def _engine_connecting(pool: Pool) -> Any:
+    """The engine whose ``raw_connection`` is asking: its frame stands just below, and only it knows the URL."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        asker = frame.f_locals.get("self")
+        if asker is not None and hasattr(type(asker), "raw_connection") and getattr(asker, "pool", None) is pool:
+            return asker
+        if frame.f_code.co_name == "connect" and frame.f_code.co_filename.endswith("engine/base.py"):
+            return None
+        frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+    return None
+
+
+def _limit(pool: Pool) -> int | None:
+    """The most connections the pool gives out; None where there is no bound."""
+    if not isinstance(pool, QueuePool):
+        return None
+    overflow = getattr(pool, "_max_overflow", -1)
+    size = pool.size()
+    return None if overflow < 0 or size == 0 else size + overflow
+
+
+def _name(pool: Pool, engine: Any) -> str:
+    given = getattr(pool, "logging_name", None)
+    if given:
+        return str(given)[:100]
+    url = getattr(engine, "url", None)
+    if url is None:
+        return type(pool).__name__
+    try:
+        return _url_name(url)
+    except Exception as error:
+        ERRORS.failed("pool name", error)
+        return type(pool).__name__
+
+
+def _url_name(url: Any) -> str:
+    database = str(url.database or "")
+    if url.get_backend_name() == "sqlite":
+        return database.replace("\\", "/").rsplit("/", 1)[-1].split("?")[0][:100] or ":memory:"
+    host = url.host or _first(url.query.get("host")) or "localhost"
+    port = url.port or _first(url.query.get("port"))
+    return f"{host}:{port}/{database}"[:100] if port else f"{host}/{database}"[:100]
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _unique(name: str) -> str:
+    """A pool that replaces its engine's own takes over the name; a second pool of one name gets ``#2``."""
+    taken = {book.name for book in tuple(POOLS.values()) if book.current}
+    if name not in taken:
+        return name
+    return next(numbered for n in range(2, 100_000) if (numbered := f"{name}#{n}") not in taken)
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """One pool as it is now. ``limit`` is None where there is no bound."""
+
+    name: str
+    used: int
+    idle: int
+    limit: int | None
+    peak: int
+    waiting: int
+
+
+def states() -> tuple[PoolState, ...]:
+    """Every pool that is in use, read from the pools themselves where they keep an account."""
+    return tuple(_state(book) for book in sorted(tuple(POOLS.values()), key=lambda b: b.name) if book.current)
+
+
+def _state(book: PoolBook) -> PoolState:
+    used = book.used()
+    used = len(book.out) if used is None else used
+    return PoolState(book.name, used, book.idle() or 0, book.limit, max(book.peak, used), len(book.waiters))
+
+
+def start_new_peaks() -> None:
+    """Begin a new span of time for the peaks."""
+    for book in tuple(POOLS.values()):
+        book.peak = len(book.out)
+
+
+__all__ = ["POOLS", "GONE", "PoolBook", "PoolState", "book_of", "start_new_peaks", "states"]

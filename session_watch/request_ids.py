@@ -1,0 +1,56 @@
+"""By what ids the log lines of one request are found: the request id header, logging contexts, the trace."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from session_watch.inbox import ERRORS
+from session_watch.ledger import Ledger
+
+UNSAFE = re.compile(r"[^A-Za-z0-9_.:/+=@-]")
+
+
+def clean(value: Any) -> str | None:
+    """The id with nothing in it that could break a log line, at most 64 characters."""
+    text = UNSAFE.sub("", str(value))[:64]
+    return text or None
+
+
+def request_id_of(ledger: Ledger) -> None:
+    """Find the work's request id once: its header, else structlog's or asgi-correlation-id's context."""
+    if ledger.request_id is None and ledger.kind in ("request", "websocket"):
+        try:
+            here = None if ledger.over and ledger.scope is None else _from_contexts()
+            ledger.request_id = _from_header(ledger.headers, ledger.request_id_header) or here
+        except Exception as error:
+            ERRORS.failed("request id", error)
+
+
+def _from_header(headers: Iterable[tuple[bytes, bytes]], header: str) -> str | None:
+    wanted = header.lower().encode("latin-1")
+    return next((clean(value.decode("latin-1")) for name, value in headers if name.lower() == wanted), None)
+
+
+def _from_contexts() -> str | None:
+    import structlog
+
+    bound = structlog.contextvars.get_contextvars()
+    found = bound.get("request_id") or bound.get("correlation_id")
+    if found is None and "asgi_correlation_id" in sys.modules:
+        from asgi_correlation_id import correlation_id  # type: ignore[import-not-found]  # an optional neighbour
+
+        found = correlation_id.get()
+    return clean(found) if found else None
+
+
+def trace_id_of(ledger: Ledger) -> None:
+    """Take the trace id of the recording OpenTelemetry span, if OpenTelemetry is there."""
+    if ledger.trace_id is None and ledger.scope is not None and "opentelemetry.trace" in sys.modules:
+        try:
+            context = sys.modules["opentelemetry.trace"].get_current_span().get_span_context()
+            ledger.trace_id = f"{context.trace_id:032x}" if context.is_valid else None
+        except Exception as error:
+            ERRORS.failed("trace id", error)

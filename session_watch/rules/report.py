@@ -1,0 +1,129 @@
+"""How a rule words its findings: the keys every finding shares, filled from the facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from session_watch.facts import CheckoutFacts, Site, Snapshot, TransactionFacts
+from session_watch.findings import Finding, Severity, fingerprint, text_of
+from session_watch.settings import Settings
+from session_watch.statements import masked, summary
+
+NOWHERE = "a place that is not known"
+DOCS = "docs/rules.md"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What all findings of one judgement share: the snapshot, the settings, and the rule's name and hint."""
+
+    rule: str
+    snapshot: Snapshot
+    settings: Settings
+    hint: str
+
+    def finding(
+        self,
+        text: str,
+        *,
+        severity: Severity = Severity.ERROR,
+        certain: bool = True,
+        sites: Iterable[Site | None] = (),
+        phase: str | None = None,
+        **keys: Any,
+    ) -> Finding:
+        """One finding of this rule about this work. ``sites`` group it: their functions make the fingerprint."""
+        work = self.snapshot.work
+        functions = tuple(dict.fromkeys(site.function for site in sites if site is not None))
+        mark = fingerprint(self.rule, work.method, work.route, functions)
+        return Finding(
+            rule=self.rule,
+            severity=severity,
+            certain=certain,
+            summary=f"{text} {self.hint}".strip(),
+            work=work.name,
+            work_kind=work.kind,
+            method=work.method,
+            route=work.route,
+            request_id=work.request_id,
+            trace_id=work.trace_id,
+            status=work.status,
+            phase=work.phase or phase,
+            started_by=work.started_by,
+            hint=self.hint,
+            docs=f"{DOCS}#{self.rule}",
+            silence=f'Ignore("{self.rule}", fingerprint="{mark}", reason="...")',
+            fingerprint=mark,
+            functions=functions,
+            **keys,
+        )
+
+    def about_transaction(self, text: str, facts: TransactionFacts, **keys: Any) -> Finding:
+        """A finding about one session's transaction, with its lines, counts and connection."""
+        hold = min(facts.holds, key=lambda held: held.taken_at, default=None)
+        return self.finding(
+            text,
+            sites=(facts.opened_site, facts.created_site),
+            phase=facts.phase,
+            expected=facts.expected,
+            session_id=facts.session_id,
+            created_site=text_of(facts.created_site),
+            opened_site=text_of(facts.opened_site),
+            last_site=text_of(facts.last_site),
+            closed_site=text_of(facts.closed_site),
+            stack=_stack(facts.stack),
+            statements=facts.statements,
+            writes=facts.writes,
+            pending=facts.pending or None,
+            last_statement=self.statement(facts.last_statement),
+            **_connection(hold, self.snapshot.at, facts.last_at),
+            **keys,
+        )
+
+    def about_checkout(self, text: str, facts: CheckoutFacts, **keys: Any) -> Finding:
+        """A finding about a connection that was taken without a session."""
+        return self.finding(
+            text,
+            sites=(facts.opened_site,),
+            phase=facts.phase,
+            expected=facts.expected,
+            opened_site=text_of(facts.opened_site),
+            last_site=text_of(facts.last_site),
+            stack=_stack(facts.stack),
+            statements=facts.statements,
+            writes=facts.writes,
+            last_statement=self.statement(facts.last_statement),
+            **_connection(facts, self.snapshot.at, facts.last_at),
+            **keys,
+        )
+
+    def statement(self, sql: str | None) -> str | None:
+        """The statement as the settings allow it to be shown. Never its parameters."""
+        if self.settings.sql == "off":
+            return None
+        return masked(sql) if self.settings.sql == "text" else summary(sql)
+
+
+def _stack(stack: tuple[Site, ...]) -> tuple[str, ...]:
+    return tuple(str(site) for site in stack)
+
+
+def _connection(hold: CheckoutFacts | None, at: float, last_at: float | None) -> Mapping[str, Any]:
+    if hold is None:
+        return {}
+    until = hold.ended_at if hold.ended_at is not None else at
+    idle = None if last_at is None else max(0.0, until - last_at)
+    return {
+        "pool": hold.pool,
+        "pool_used": hold.pool_used,
+        "pool_max": hold.pool_max,
+        "held_seconds": max(0.0, until - hold.taken_at),
+        "idle_seconds": idle,
+    }
+
+
+def place(site: Site | None) -> str:
+    """The site as it stands in a sentence."""
+    return NOWHERE if site is None else str(site)

@@ -1,0 +1,282 @@
+"""Prometheus metrics of one watch: the table of them all, and a collector over plain numbers."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import sqlalchemy
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from session_watch import __version__, current, pools
+from session_watch.books import BOOKS
+from session_watch.current import open_ledgers
+from session_watch.inbox import ERRORS
+from session_watch.ledger import Ledger
+from session_watch.tally import Histogram, Labels
+
+if TYPE_CHECKING:
+    from session_watch.watch import SessionWatch
+
+PREFIX = "session_watch_"
+
+
+class Described(NamedTuple):
+    """One metric: its kind, its labels, and one sentence of help."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+METRICS: tuple[Described, ...] = (
+    Described("findings_total", "counter", ("rule", "severity", "method", "route"), "Findings told."),
+    Described("findings_resolved_total", "counter", ("rule", "route", "how"), "Findings whose connection came back."),
+    Described("findings_suppressed_total", "counter", ("rule", "reason"), "Findings not told: expected, ignored, covered."),
+    Described("findings_open", "gauge", ("rule", "route"), "Findings whose connection is still out."),
+    Described("transactions_total", "counter", ("method", "route", "outcome"), "Session transactions ended, by outcome."),
+    Described("transactions_open", "gauge", ("route",), "Session transactions open now."),
+    Described("oldest_transaction_age_seconds", "gauge", ("route",), "Age of the oldest open transaction."),
+    Described("transaction_duration_seconds", "histogram", ("outcome",), "How long transactions lasted."),
+    Described("connection_checkouts_total", "counter", ("method", "route"), "Connections taken from pools."),
+    Described("connection_seconds_total", "counter", ("method", "route"), "Seconds for which connections were held."),
+    Described("connections", "gauge", ("pool", "state"), "Connections of the pool, used and idle."),
+    Described("connections_peak", "gauge", ("pool",), "Most connections used at once since the last sweep."),
+    Described("connections_max", "gauge", ("pool",), "Most connections the pool gives out; absent without a bound."),
+    Described("pool_utilization_ratio", "gauge", ("pool",), "Used connections as a share of the most possible."),
+    Described("pending_checkouts", "gauge", ("pool",), "Callers that wait for a connection now."),
+    Described("connection_wait_seconds", "histogram", ("pool",), "How long callers waited for a connection."),
+    Described("connection_use_seconds", "histogram", ("pool",), "How long connections were out."),
+    Described("connection_timeouts_total", "counter", ("pool", "route"), "Checkouts that gave up waiting."),
+    Described("connection_invalidations_total", "counter", ("pool", "reason"), "Connections thrown away."),
+    Described("connections_per_work", "histogram", (), "Most connections one work held at once."),
+    Described("works_in_flight", "gauge", ("kind",), "Works that are not over."),
+    Described("build_info", "gauge", ("version", "sqlalchemy", "python", "mode"), "Versions, and how the metrics are kept."),
+    Described("last_sweep_timestamp_seconds", "gauge", (), "When open works were last looked at."),
+    Described("internal_errors_total", "counter", ("stage",), "Faults of session_watch itself."),
+    Described("events_dropped_total", "counter", ("reason",), "Events let go because a bound was reached."),
+    Described("label_overflow_total", "counter", ("label",), "Label values shown as <other>."),
+)
+BY_NAME = {described.name: described for described in METRICS}
+Samples = Iterator[tuple[tuple[str, ...], float]]
+
+
+class WatchCollector(Collector):
+    """Reads a watch's numbers when somebody scrapes; nothing of Prometheus stands on the request path."""
+
+    def __init__(self, watch: SessionWatch) -> None:
+        self._watch = watch
+        self._highest: dict[tuple[str, tuple[str, ...]], float] = {}
+
+    def describe(self) -> Iterator[Metric]:
+        """The names alone, so that registering collects nothing."""
+        for described in METRICS:
+            yield _family(described)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric as of now."""
+        BOOKS.drain()
+        with self._watch._lock:
+            families = [self._filled(described) for described in METRICS]
+        yield from families
+
+    def _filled(self, described: Described) -> Metric:
+        family = _family(described)
+        if isinstance(family, HistogramMetricFamily):
+            for labels, histogram in sorted(self._histograms(described.name)):
+                family.add_metric(labels, _buckets(histogram), histogram.total)
+            return family
+        for labels, value in sorted(self._samples(described.name)):
+            if isinstance(family, CounterMetricFamily):
+                family.add_metric(labels, self._never_less(described.name, labels, value))
+            elif isinstance(family, GaugeMetricFamily):
+                family.add_metric(labels, value)
+        return family
+
+    def _never_less(self, name: str, labels: tuple[str, ...], value: float) -> float:
+        """A checkout that ends while we add is for an instant in neither sum; a counter must not show that."""
+        key = (name, labels)
+        self._highest[key] = max(value, self._highest.get(key, 0.0))
+        return self._highest[key]
+
+    def _histograms(self, name: str) -> list[tuple[tuple[str, ...], Histogram]]:
+        tally = self._watch.tally
+        if name == "connections_per_work":
+            return [((), tally.per_work)]
+        several = {
+            "transaction_duration_seconds": tally.durations,
+            "connection_wait_seconds": tally.waits,
+            "connection_use_seconds": tally.uses,
+        }[name]
+        return [((label,), histogram) for label, histogram in several.items()]
+
+    def _samples(self, name: str) -> Samples:
+        read = READERS[name]
+        return read(self._watch)
+
+
+def _family(described: Described) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
+    name = PREFIX + described.name
+    if described.kind == "counter":
+        return CounterMetricFamily(name, described.help, labels=described.labels)
+    if described.kind == "gauge":
+        return GaugeMetricFamily(name, described.help, labels=described.labels)
+    return HistogramMetricFamily(name, described.help, labels=described.labels)
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    buckets, so_far = [], 0
+    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+        so_far += count
+        buckets.append((floatToGoString(bound), float(so_far)))
+    return buckets
+
+
+def _route(watch: SessionWatch, ledger: Ledger) -> str:
+    return watch.tally.routes.of(ledger.route_label())
+
+
+def _findings_open(watch: SessionWatch) -> Samples:
+    counted = Counter((f.rule, watch.tally.routes.of(f.route)) for f in watch.open_findings())
+    yield from counted.items()
+
+
+def _transactions(watch: SessionWatch) -> Samples:
+    for (method, route), counts in watch.tally.by_route.items():
+        for outcome, count in counts.outcomes.items():
+            yield (method, route, outcome), count
+
+
+def _open_transactions(watch: SessionWatch) -> Iterator[tuple[str, float]]:
+    """Route and start of every transaction that is open, also those whose work is over."""
+    for ledger in (*tuple(open_ledgers), *{left.ledger for left in tuple(BOOKS.left)}):
+        if ledger.kind != "excluded":
+            for opened in tuple(ledger.open):
+                yield _route(watch, ledger), opened.began_at
+
+
+def _transactions_open(watch: SessionWatch) -> Samples:
+    counted = Counter(route for route, _ in _open_transactions(watch))
+    known = {route for _, route in watch.tally.by_route}
+    for route in known | set(counted):
+        yield (route,), counted[route]
+
+
+def _oldest(watch: SessionWatch) -> Samples:
+    now = current.clock()
+    oldest: dict[str, float] = {route: 0.0 for _, route in watch.tally.by_route}
+    for route, began_at in _open_transactions(watch):
+        oldest[route] = max(oldest.get(route, 0.0), now - began_at)
+    for route, age in oldest.items():
+        yield (route,), age
+
+
+def _held_now(watch: SessionWatch) -> dict[tuple[str, str], tuple[int, float]]:
+    """For each method and route: how many connections are out, and their ages added up."""
+    now = current.clock()
+    held: dict[tuple[str, str], tuple[int, float]] = {}
+    for book in tuple(pools.POOLS.values()):
+        for checkout in tuple(book.out):
+            ledger = checkout.ledger
+            if ledger.kind != "excluded":
+                key = (ledger.method, _route(watch, ledger))
+                number, seconds = held.get(key, (0, 0.0))
+                held[key] = (number + 1, seconds + now - checkout.taken_at)
+    return held
+
+
+def _checkouts(watch: SessionWatch) -> Samples:
+    held = _held_now(watch)
+    for key in held.keys() | watch.tally.by_route.keys():
+        done = watch.tally.by_route.get(key)
+        yield key, held.get(key, (0, 0.0))[0] + (done.checkouts if done is not None else 0)
+
+
+def _seconds(watch: SessionWatch) -> Samples:
+    held = _held_now(watch)
+    for key in held.keys() | watch.tally.by_route.keys():
+        done = watch.tally.by_route.get(key)
+        yield key, held.get(key, (0, 0.0))[1] + (done.seconds if done is not None else 0.0)
+
+
+def _pool_states(watch: SessionWatch) -> dict[str, list[pools.PoolState]]:
+    by_label: dict[str, list[pools.PoolState]] = {}
+    for state in pools.states():
+        by_label.setdefault(watch.tally.pools.of(state.name), []).append(state)
+    return by_label
+
+
+def _connections(watch: SessionWatch) -> Samples:
+    for label, states in _pool_states(watch).items():
+        yield (label, "used"), sum(state.used for state in states)
+        yield (label, "idle"), sum(state.idle for state in states)
+
+
+def _per_pool(read: Callable[[list[pools.PoolState]], float | None]) -> Callable[[SessionWatch], Samples]:
+    def samples(watch: SessionWatch) -> Samples:
+        for label, states in _pool_states(watch).items():
+            value = read(states)
+            if value is not None:
+                yield (label,), value
+
+    return samples
+
+
+def _limit(states: list[pools.PoolState]) -> float | None:
+    return None if any(state.limit is None for state in states) else sum(state.limit or 0 for state in states)
+
+
+def _fullest(states: list[pools.PoolState]) -> float | None:
+    return max((state.used / state.limit for state in states if state.limit), default=None)
+
+
+def _works(watch: SessionWatch) -> Samples:
+    counted = Counter(ledger.kind for ledger in tuple(open_ledgers) if not ledger.endless)
+    for kind in {"request", "websocket", "job", *counted}:
+        yield (kind,), counted[kind]
+
+
+def _build_info(watch: SessionWatch) -> Samples:
+    yield (__version__, sqlalchemy.__version__, platform.python_version(), "single"), 1
+
+
+def _last_sweep(watch: SessionWatch) -> Samples:
+    if watch.last_sweep is not None:
+        yield (), watch.last_sweep
+
+
+def _overflow(watch: SessionWatch) -> Samples:
+    labels: tuple[Labels, ...] = (watch.tally.routes, watch.tally.pools)
+    for label in labels:
+        yield (label.label,), label.overflow
+
+
+READERS: dict[str, Callable[[SessionWatch], Samples]] = {
+    "findings_total": lambda watch: iter(watch.tally.findings.items()),
+    "findings_resolved_total": lambda watch: iter(watch.tally.resolved.items()),
+    "findings_suppressed_total": lambda watch: iter(watch.tally.suppressed.items()),
+    "findings_open": _findings_open,
+    "transactions_total": _transactions,
+    "transactions_open": _transactions_open,
+    "oldest_transaction_age_seconds": _oldest,
+    "connection_checkouts_total": _checkouts,
+    "connection_seconds_total": _seconds,
+    "connections": _connections,
+    "connections_peak": _per_pool(lambda states: sum(state.peak for state in states)),
+    "connections_max": _per_pool(_limit),
+    "pool_utilization_ratio": _per_pool(_fullest),
+    "pending_checkouts": _per_pool(lambda states: sum(state.waiting for state in states)),
+    "connection_timeouts_total": lambda watch: iter(watch.tally.timeouts.items()),
+    "connection_invalidations_total": lambda watch: iter(watch.tally.invalidations.items()),
+    "works_in_flight": _works,
+    "build_info": _build_info,
+    "last_sweep_timestamp_seconds": _last_sweep,
+    "internal_errors_total": lambda watch: (((stage,), count) for stage, count in ERRORS.internal.items()),
+    "events_dropped_total": lambda watch: (((reason,), count) for reason, count in ERRORS.dropped.items()),
+    "label_overflow_total": _overflow,
+}

@@ -1,0 +1,249 @@
+"""Freezing: what a ledger's live objects say at one instant, as facts that rules may read and findings may keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from session_watch.call_site import resolve
+from session_watch.facts import (
+    CheckoutFacts,
+    Failure,
+    LateUse,
+    NestedCheckout,
+    SharedUse,
+    Site,
+    Snapshot,
+    TransactionFacts,
+    WorkFacts,
+)
+from session_watch.inbox import ERRORS
+from session_watch.ledger import Account, Checkout, Incident, Ledger, Transaction, phase_of
+from session_watch.request_ids import request_id_of, trace_id_of
+from session_watch.wraps import pending_in
+
+
+def freeze(
+    ledger: Ledger,
+    at: float,
+    *,
+    transactions: Iterable[Transaction] = (),
+    checkouts: Iterable[Checkout] = (),
+    incidents: Iterable[Incident] = (),
+    by_itself: bool = False,
+) -> Snapshot:
+    """
+    The chosen part of a work's account as of ``at`` (seconds of the clock).
+
+    ``by_itself``: judge it as if the work were over, because that work's end may never come.
+    """
+    seen = tuple(incidents)
+    work = work_facts(ledger)
+    return Snapshot(
+        work=replace(work, over=True, succeeded=True) if by_itself else work,
+        at=at,
+        number=ledger.identity,
+        transactions=tuple(transaction_facts(t) for t in transactions),
+        checkouts=tuple(checkout_facts(c) for c in checkouts),
+        shared=tuple(_shared(i, at) for i in seen if i.kind == "shared"),
+        late=tuple(_late(i) for i in seen if i.kind == "late"),
+        nested=tuple(_nested(i) for i in seen if i.kind == "nested"),
+    )
+
+
+def work_facts(ledger: Ledger) -> WorkFacts:
+    """The work as it is named now; its ids are looked up here, because only findings need them."""
+    request_id_of(ledger)
+    trace_id_of(ledger)
+    return WorkFacts(
+        name=ledger.name,
+        kind=ledger.kind,
+        method=ledger.method,
+        route=ledger.route_label(),
+        request_id=ledger.request_id,
+        trace_id=ledger.trace_id,
+        status=ledger.status,
+        phase=_phase(ledger),
+        over=ledger.over,
+        ended_at=ledger.ended_at,
+        succeeded=succeeded(ledger),
+        started_by=ledger.started_by or (ledger.parent.name if ledger.parent is not None else None),
+    )
+
+
+def succeeded(ledger: Ledger) -> bool:
+    """Whether the work went well: status below 400 and nothing raised; ``outside`` never does."""
+    if ledger.endless or ledger.kind == "excluded":
+        return False
+    if ledger.kind == "request":
+        return ledger.error is None and ledger.status is not None and ledger.status < 400
+    if ledger.kind == "websocket":
+        return ledger.error is None or ledger.error.__name__ == "WebSocketDisconnect"
+    return ledger.error is None
+
+
+def _phase(ledger: Ledger) -> str | None:
+    if ledger.kind not in ("request", "websocket"):
+        return None
+    if ledger.error is not None and ledger.error.__name__ == "CancelledError":
+        return "cancelled"
+    if ledger.disconnected:
+        return "disconnected"
+    return "error" if ledger.error is not None else None
+
+
+def transaction_facts(opened: Transaction) -> TransactionFacts:
+    """One transaction, with the checkouts that still are out."""
+    account = opened.account
+    session = opened()
+    if opened.outcome is None and session is not None and opened.pending is None:
+        opened.pending = _pending_now(session)
+    pending = opened.pending or {}
+    return TransactionFacts(
+        session_id=account.session_id,
+        began_at=opened.began_at,
+        created_site=resolve(account.mark),
+        opened_site=resolve(opened.mark),
+        last_site=resolve(opened.last_mark),
+        closed_site=resolve(opened.closed_mark),
+        outcome=opened.outcome,
+        ended_at=opened.ended_at,
+        statements=opened.statements,
+        writes=opened.writes,
+        last_at=opened.last_at,
+        last_statement=opened.last_statement,
+        holds=tuple(checkout_facts(c) for c in opened.checkouts if is_out(c)),
+        connected=opened.connected,
+        by_close=opened.by_close,
+        reopened=opened.reopened,
+        closing=account.closing or _ending(session),
+        excused=opened.excused or opened.external or opened.autocommit is True,
+        pending=pending,
+        failure=_failure(opened),
+        phase=phase_of(opened.ledger, opened.began_at),
+        stack=_stack(opened.marks),
+        subject=opened,
+        session=account,
+        expected=_expected(opened.expected, account.expected),
+    )
+
+
+def _pending_now(session: Any) -> dict[str, int] | None:
+    try:
+        return None if session._is_clean() else pending_in(session)
+    except Exception as error:
+        ERRORS.failed("pending", error)
+        return None
+
+
+def _ending(session: Any) -> bool:
+    """Whether a close, commit or rollback of the session is under way in another task or thread."""
+    root = None if session is None else session.get_transaction()
+    under_way = getattr(root, "_current_fn", None)
+    return getattr(under_way, "__name__", None) in ("commit", "rollback", "close", "_prepare_impl", "prepare")
+
+
+def is_out(checkout: Checkout) -> bool:
+    """Whether the connection still is out: a shared pool may end several checkouts with one return."""
+    proxy = checkout()
+    return checkout.ended is None and proxy is not None and proxy.dbapi_connection is not None
+
+
+def _failure(opened: Transaction) -> Failure | None:
+    failed = opened.failure
+    if failed is None:
+        return None
+    return Failure(
+        error=failed.error,
+        flush=failed.flush,
+        site=resolve(failed.mark),
+        used_again=failed.used_again,
+        wrote_before=failed.writes_before > 0,
+    )
+
+
+def checkout_facts(checkout: Checkout) -> CheckoutFacts:
+    """One checkout; a session's has its lines from the transaction."""
+    opened = checkout.transaction
+    return CheckoutFacts(
+        pool=checkout.pool.name,
+        taken_at=checkout.taken_at,
+        opened_site=resolve(checkout.mark),
+        session_id=None if opened is None else opened.account.session_id,
+        ended=checkout.ended,
+        ended_at=checkout.ended_at,
+        statements=checkout.statements,
+        writes=checkout.writes,
+        last_at=checkout.last_at,
+        last_site=resolve(checkout.last_mark),
+        last_statement=checkout.last_statement,
+        pool_used=len(checkout.pool.out),
+        pool_max=checkout.pool.limit,
+        phase=phase_of(checkout.ledger, checkout.taken_at),
+        stack=_stack(checkout.marks),
+        subject=checkout,
+        expected=_expected(checkout.expected),
+    )
+
+
+def _stack(marks: tuple[Any, ...]) -> tuple[Site, ...]:
+    sites = (resolve(mark) for mark in marks)
+    return tuple(site for site in sites if site is not None) if len(marks) > 1 else ()
+
+
+def _shared(incident: Incident, at: float) -> SharedUse:
+    account, other = incident.account, incident.other
+    assert isinstance(account, Account)
+    assert isinstance(other, Ledger)
+    return SharedUse(
+        session_id=account.session_id,
+        other=work_facts(other),
+        other_site=resolve(incident.other_mark),
+        other_age_seconds=incident.age,
+        created_site=resolve(account.mark),
+        opened_site=resolve(incident.mark),
+        last_statement=incident.statement,
+        stack=_stack(incident.marks),
+        subject=account,
+        expected=_expected(incident.expected, account.expected),
+    )
+
+
+def _late(incident: Incident) -> LateUse:
+    account = incident.account
+    assert isinstance(account, Account)
+    return LateUse(
+        session_id=account.session_id,
+        user=incident.user,
+        late_seconds=incident.age or 0.0,
+        created_site=resolve(account.mark),
+        opened_site=resolve(incident.mark),
+        last_statement=incident.statement,
+        stack=_stack(incident.marks),
+        subject=account,
+        expected=_expected(incident.expected, account.expected),
+    )
+
+
+def _nested(incident: Incident) -> NestedCheckout:
+    checkout, held = incident.checkout, incident.other
+    assert isinstance(checkout, Checkout)
+    assert isinstance(held, Checkout)
+    holder, taker = held.transaction, checkout.transaction
+    return NestedCheckout(
+        pool=checkout.pool.name,
+        held_site=resolve(holder.mark if holder is not None else held.mark),
+        held_seconds=incident.age,
+        opened_site=resolve(incident.mark),
+        created_site=resolve(taker.account.mark) if taker is not None else None,
+        session_id=taker.account.session_id if taker is not None else None,
+        pool_used=len(checkout.pool.out),
+        pool_max=checkout.pool.limit,
+        subject=checkout,
+        expected=_expected(incident.expected, taker.account.expected if taker is not None else ()),
+    )
+
+
+def _expected(*expectations: tuple[Any, ...]) -> frozenset[str]:
+    return frozenset(each.rule for several in expectations for each in several if each.up_to is None)

@@ -1,0 +1,139 @@
+"""The numbers behind every metric: plain Python counts of one watch, added up when a work's account is settled."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
+
+from session_watch.findings import Finding, Resolved
+from session_watch.inbox import ERRORS
+from session_watch.ledger import Ledger
+
+WAIT_BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
+USE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+WORK_BUCKETS = (1.0, 2.0, 3.0, 5.0, 10.0)
+OTHER = "<other>"
+
+
+class Histogram:
+    """Counts per bucket and their sum; ``bounds`` are the upper bounds, the last count is beyond them."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class RouteCounts:
+    """What one method and route has done so far. Seconds."""
+
+    __slots__ = ("checkouts", "outcomes", "seconds")
+
+    def __init__(self) -> None:
+        self.checkouts = 0
+        self.seconds = 0.0
+        self.outcomes: dict[str, int] = {}
+
+
+class Labels:
+    """A bounded set of label values: what comes after the bound is ``<other>``, and counted."""
+
+    def __init__(self, label: str, most: int) -> None:
+        self.label = label
+        self.most = most
+        self.known: set[str] = set()
+        self.overflow = 0
+
+    def of(self, value: str) -> str:
+        """The value itself while there is room for it."""
+        if value in self.known:
+            return value
+        if len(self.known) < self.most or value.startswith("<"):
+            self.known.add(value)
+            return value
+        self.overflow += 1
+        return OTHER
+
+
+class Tally:
+    """All counts of one watch. Its methods are called by one thread at a time."""
+
+    def __init__(self, *, max_routes: int, max_pools: int) -> None:
+        self.routes = Labels("route", max_routes)
+        self.pools = Labels("pool", max_pools)
+        self.by_route: dict[tuple[str, str], RouteCounts] = {}
+        self.durations: dict[str, Histogram] = defaultdict(lambda: Histogram(USE_BUCKETS))
+        self.waits: dict[str, Histogram] = defaultdict(lambda: Histogram(WAIT_BUCKETS))
+        self.uses: dict[str, Histogram] = defaultdict(lambda: Histogram(USE_BUCKETS))
+        self.per_work = Histogram(WORK_BUCKETS)
+        self.timeouts: dict[tuple[str, str], int] = defaultdict(int)
+        self.invalidations: dict[tuple[str, str], int] = defaultdict(int)
+        self.findings: dict[tuple[str, str, str, str], int] = defaultdict(int)
+        self.resolved: dict[tuple[str, str, str], int] = defaultdict(int)
+        self.suppressed: dict[tuple[str, str], int] = defaultdict(int)
+
+    def counts_of(self, method: str, route: str) -> RouteCounts:
+        """The counts of one method and route, within the bound."""
+        key = (method, self.routes.of(route))
+        counts = self.by_route.get(key)
+        if counts is None:
+            counts = self.by_route[key] = RouteCounts()
+        return counts
+
+    def add(self, ledger: Ledger, done: Sequence[float | tuple[str, float]]) -> None:
+        """Add what a work has done: the seconds of each ended checkout, and each ended transaction."""
+        counts = self.counts_of(ledger.method, ledger.route_label())
+        for fact in done:
+            if isinstance(fact, tuple):
+                outcome, seconds = fact
+                counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
+                self.durations[outcome].observe(seconds)
+            else:
+                counts.checkouts += 1
+                counts.seconds += fact
+
+    def add_peak(self, peak: int) -> None:
+        """Count the most connections one finished work held at once."""
+        if peak:
+            self.per_work.observe(float(peak))
+
+    def add_pool(self, name: str, waits: Sequence[float], uses: Sequence[float]) -> None:
+        """Add the waits and holds of one pool, in seconds."""
+        pool = self.pools.of(name)
+        for wait in waits:
+            self.waits[pool].observe(wait)
+        for use in uses:
+            self.uses[pool].observe(use)
+
+    def add_timeout(self, pool: str, route: str) -> None:
+        """Count a checkout that gave up."""
+        self.timeouts[self.pools.of(pool), self.routes.of(route)] += 1
+
+    def add_invalidation(self, pool: str, reason: str) -> None:
+        """Count a connection that was thrown away."""
+        self.invalidations[self.pools.of(pool), reason] += 1
+
+    def add_finding(self, finding: Finding) -> None:
+        """Count a finding that is told."""
+        self.findings[finding.rule, finding.severity.value, finding.method, self.routes.of(finding.route)] += 1
+
+    def add_resolved(self, resolved: Resolved) -> None:
+        """Count a finding that is over."""
+        self.resolved[resolved.rule, self.routes.of(resolved.route), resolved.how] += 1
+
+    def add_suppressed(self, rule: str, reason: str) -> None:
+        """Count a finding that is not told: ``expected``, ``ignored`` or ``covered``."""
+        self.suppressed[rule, reason] += 1
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Events that were let go at a bound, by reason."""
+        return ERRORS.dropped

@@ -1,0 +1,527 @@
+"""SessionWatch: one monitor. It attaches, judges what the books show it, and tells its sinks."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import queue
+import sys
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import Any, TypeVar
+
+import prometheus_client
+from prometheus_client import CollectorRegistry
+
+from session_watch import call_site, current, listeners
+from session_watch.books import BOOKS
+from session_watch.call_site import resolve
+from session_watch.current import CURRENT, open_ledger, open_ledgers
+from session_watch.expecting import decorated
+from session_watch.facts import Snapshot
+from session_watch.findings import Finding, Resolved, Severity, sites_of
+from session_watch.inbox import ERRORS
+from session_watch.ledger import Checkout, Ledger, Transaction
+from session_watch.pools import PoolBook
+from session_watch.request_ids import request_id_of
+from session_watch.rules import BLAME, RULES, rank
+from session_watch.settings import Settings, switched_off
+from session_watch.sinks import Sink
+from session_watch.sinks.log import LogSink
+from session_watch.sinks.metrics import WatchCollector
+from session_watch.snapshot import is_out
+from session_watch.statements import masked, summary
+from session_watch.tally import Tally
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+HOT_SECONDS = 3600.0
+CALLBACKS_WAITING = 1000
+_numbers = itertools.count(1)
+
+
+class SessionLeakError(AssertionError):
+    """Raised with ``action="raise"`` by a work that leaves certain errors; ``findings`` holds them."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        super().__init__("\n".join(f"[{f.rule} {f.fingerprint}] {f.summary}" for f in findings))
+        self.findings = tuple(findings)
+
+
+class SessionLeakWarning(UserWarning):
+    """A finding, as a warning of the test suite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """One connection that is out now. Ages in seconds; states are pg_stat_activity's words."""
+
+    work: str
+    work_kind: str
+    method: str
+    route: str
+    request_id: str | None
+    pool: str
+    session_id: str | None
+    state: str
+    age_seconds: float
+    idle_seconds: float | None
+    opened_site: str | None
+    current_site: str | None
+    last_statement: str | None
+    statements: int
+    writes: int
+    db_pid: int | None = None
+
+
+class SessionWatch:
+    """
+    One monitor of the process's database sessions.
+
+    ``settings``: default ``Settings.from_env()``. ``registry``: where its metrics are registered while it is
+    attached (default: prometheus_client's own). ``sinks``: callables that get each finding (default: the
+    log). ``on_finding``: a callback off the request path, in one thread, at most 1,000 waiting. ``clock``:
+    seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        registry: CollectorRegistry | None = None,
+        sinks: Iterable[Sink] | None = None,
+        on_finding: Callable[[Finding], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = Settings.from_env() if settings is None else settings
+        self.registry = prometheus_client.REGISTRY if registry is None else registry
+        self.sinks: tuple[Sink, ...] = (LogSink(self.settings),) if sinks is None else tuple(sinks)
+        self.tally = Tally(max_routes=self.settings.max_routes, max_pools=self.settings.max_pools)
+        self.attached = False
+        self.last_sweep: float | None = None
+        self._clock = clock
+        self._number = next(_numbers)
+        self._active = self.settings.active_rules()
+        self._lock = threading.RLock()
+        self._recent: deque[Finding] = deque(maxlen=self.settings.recent)
+        self._causes: OrderedDict[str, tuple[int, str]] = OrderedDict()
+        self._episodes: dict[object, list[Finding]] = {}
+        self._hot: dict[str, float] = {}
+        self._callback = _Callback(on_finding) if on_finding is not None else None
+        self._collector = WatchCollector(self)
+
+    # Attaching
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is watched at all: ``SESSION_WATCH_ENABLED=0`` beats every setting."""
+        return self.settings.enabled and not switched_off()
+
+    @property
+    def sweep_interval(self) -> float:
+        """Seconds between two looks at what is open."""
+        return self.settings.sweep_interval
+
+    @property
+    def statements(self) -> bool:
+        """Whether statements are to be seen."""
+        return self.settings.statements != "off"
+
+    def attach(self, *engines: object) -> SessionWatch:
+        """Judge every work from now on. Engines need not be named: all of the process are covered."""
+        if self.attached or not self.enabled:
+            return self
+        self.attached = True
+        call_site.trust(self.settings.app_packages, self.settings.helper_packages)
+        if self.settings.evidence == "stack":
+            listeners.hot_routes.add(listeners.EVERY_ROUTE)
+        if self._clock is not time.monotonic:
+            current.clock = self._clock
+        BOOKS.attach(self)
+        self._register()
+        return self
+
+    def _register(self) -> None:
+        try:
+            self.registry.register(self._collector)
+        except ValueError as error:  # another watch of this process already answers for this registry
+            ERRORS.failed("metrics registry", error)
+
+    def detach(self) -> None:
+        """Stop judging; with the last watch every listener, wrap and thread of the process goes. Idempotent."""
+        if not self.attached:
+            return
+        self.attached = False
+        BOOKS.detach(self)
+        if self._clock is not time.monotonic and current.clock is self._clock:
+            current.clock = time.monotonic
+        listeners.hot_routes.clear()
+        try:
+            self.registry.unregister(self._collector)
+        except KeyError:  # it never got in
+            pass
+        if self._callback is not None:
+            self._callback.stop()
+
+    def __enter__(self) -> SessionWatch:
+        """Attach."""
+        return self.attach()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Detach."""
+        self.detach()
+
+    # Asking
+
+    def findings(self) -> tuple[Finding, ...]:
+        """The newest unsuppressed findings, oldest first."""
+        BOOKS.drain()
+        with self._lock:
+            return tuple(self._recent)
+
+    def sweep(self, at: float | None = None) -> None:
+        """Judge what is due as of ``at`` (seconds of the clock; default now). The teller does so by itself."""
+        BOOKS.sweep(current.clock() if at is None else at)
+
+    def live(self) -> tuple[Held, ...]:
+        """Who holds a connection now, oldest first, one entry per checkout."""
+        now = current.clock()
+        out = {c for ledger in tuple(open_ledgers) for c in tuple(ledger.held)}
+        out |= {c for left in tuple(BOOKS.left) for c in ((left,) if isinstance(left, Checkout) else left.checkouts)}
+        return tuple(self._held(c, now) for c in sorted(out, key=lambda c: c.taken_at) if is_out(c))
+
+    def _held(self, checkout: Checkout, now: float) -> Held:
+        ledger, opened = checkout.ledger, checkout.transaction
+        facts: Transaction | Checkout = checkout if opened is None else opened
+        request_id_of(ledger)
+        return Held(
+            work=ledger.name,
+            work_kind=ledger.kind,
+            method=ledger.method,
+            route=ledger.route_label(),
+            request_id=ledger.request_id,
+            pool=checkout.pool.name,
+            session_id=None if opened is None else opened.account.session_id,
+            state="idle in transaction" if opened is not None else "idle",
+            age_seconds=now - checkout.taken_at,
+            idle_seconds=None if facts.last_at is None else now - facts.last_at,
+            opened_site=_text(facts.mark),
+            current_site=None,
+            last_statement=self.statement(facts.last_statement),
+            statements=facts.statements,
+            writes=facts.writes,
+        )
+
+    def statement(self, sql: str | None) -> str | None:
+        """The statement as the settings allow it to be shown."""
+        shown = {"text": masked, "summary": summary}.get(self.settings.sql)
+        return None if shown is None else shown(sql)
+
+    def assert_clean(self) -> None:
+        """Raise SessionLeakError if there is a certain error among the findings."""
+        errors = [f for f in self.findings() if f.certain and f.severity is Severity.ERROR]
+        if errors:
+            raise SessionLeakError(errors)
+
+    def job(self, name: str) -> Job:
+        """Watch a block, or a function, as a work of its own; attaches this watch."""
+        return Job(name, self)
+
+    # Judging: called by the books
+
+    def judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
+        """Find what is wrong in a snapshot and tell what is new."""
+        found = [f for rule in RULES if rule.name in self._active for f in self._check(rule.check, snapshot, rule.name)]
+        with self._lock:
+            told = [self._remember(f) for f in sorted(found, key=lambda f: rank(f.rule)) if self._admit(f, snapshot)]
+        for finding in told:
+            self._tell(finding)
+        return tuple(told)
+
+    def _check(self, check: Callable[..., Iterable[Finding]], snapshot: Snapshot, name: str) -> list[Finding]:
+        try:
+            return list(check(snapshot, self.settings))
+        except Exception as error:
+            ERRORS.failed(f"rule {name}", error)
+            return []
+
+    def _admit(self, finding: Finding, snapshot: Snapshot) -> bool:
+        """Whether to tell it: not twice, not what a finding of the same cause covers, not what is expected."""
+        fresh = self._blame(finding, snapshot.number)
+        if not fresh:
+            return False
+        reason = self._silenced(finding)
+        if reason is not None:
+            self.tally.add_suppressed(finding.rule, reason)
+        return reason is None
+
+    def _blame(self, finding: Finding, work: int) -> bool:
+        subject: Any = finding.subject
+        if subject is None:
+            return True
+        if subject.blamed is None or len(subject.blamed) > 100:
+            subject.blamed = {}
+        key = (self._number, work, "" if finding.rule in BLAME else finding.rule)
+        before = subject.blamed.get(key)
+        if before is None:
+            subject.blamed[key] = rank(finding.rule)
+        elif before < rank(finding.rule):
+            self.tally.add_suppressed(finding.rule, "covered")
+        return before is None
+
+    def _silenced(self, finding: Finding) -> str | None:
+        if finding.rule in finding.expected:
+            return "expected"
+        sites = _sites(finding)
+        ignored = any(
+            ignore.up_to is None
+            and ignore.matches(
+                rule=finding.rule,
+                fingerprint=finding.fingerprint,
+                method=finding.method,
+                route=finding.route,
+                sites=sites,
+            )
+            for ignore in self.settings.ignore
+        )
+        return "ignored" if ignored else None
+
+    def _remember(self, finding: Finding) -> Finding:
+        count, first_seen = self._causes.pop(finding.fingerprint, (0, _now()))
+        self._causes[finding.fingerprint] = (count + 1, first_seen)
+        while len(self._causes) > self.settings.recent:
+            self._causes.popitem(last=False)
+        finding = replace(finding, count=count + 1, first_seen=first_seen)
+        self._recent.append(finding)
+        if finding.episode is not None and len(self._episodes) < 10_000:
+            self._episodes.setdefault(finding.episode, []).append(finding)
+        self.tally.add_finding(finding)
+        if self.settings.evidence == "auto":
+            self._hot[finding.route] = current.clock() + HOT_SECONDS
+            listeners.hot_routes.add(finding.route)
+        return finding
+
+    def _tell(self, finding: Finding) -> None:
+        for sink in self.sinks:
+            try:
+                sink(finding)
+            except Exception as error:
+                ERRORS.failed("sink", error)
+        if self._callback is not None:
+            self._callback.put(finding)
+
+    def ended(self, episode: object, how: str, at: float) -> None:
+        """Tell that what some findings were about has ended, and how."""
+        with self._lock:
+            findings = self._episodes.pop(episode, [])
+        for finding in findings:
+            taken_at = getattr(episode, "taken_at", None) or getattr(episode, "began_at", at)
+            resolved = Resolved(
+                rule=finding.rule,
+                route=finding.route,
+                fingerprint=finding.fingerprint,
+                how=how,
+                held_seconds=max(0.0, at - taken_at),
+            )
+            with self._lock:
+                self.tally.add_resolved(resolved)
+            self._to_sinks("resolved", resolved)
+
+    def _to_sinks(self, name: str, *values: Any) -> None:
+        for sink in self.sinks:
+            told = getattr(sink, name, None)
+            if told is not None:
+                try:
+                    told(*values)
+                except Exception:
+                    # A log that cannot be written must not be told of in the log.
+                    ERRORS.count("sink")
+
+    def count(self, ledger: Ledger, done: Sequence[float | tuple[str, float]], peak: int) -> None:
+        """Add what a work has done."""
+        with self._lock:
+            self.tally.add(ledger, done)
+            self.tally.add_peak(peak)
+
+    def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:
+        """Add a pool's waits and holds, in seconds."""
+        with self._lock:
+            self.tally.add_pool(book.name, waits, uses)
+
+    def count_event(self, kind: str, value: Any) -> None:
+        """Count a time-out or an invalidation."""
+        book, detail = value
+        with self._lock:
+            if kind == "timed out":
+                self.tally.add_timeout(book.name if book is not None else "", detail.route_label())
+            else:
+                self.tally.add_invalidation(book.name, detail)
+
+    def open_findings(self) -> tuple[Finding, ...]:
+        """The findings whose connection is not back yet."""
+        with self._lock:
+            return tuple(f for findings in self._episodes.values() for f in findings)
+
+    def swept(self, at: float) -> None:
+        """Take note of a sweep, and stop collecting stacks for routes that have been quiet for an hour."""
+        self.last_sweep = time.time()
+        for route in [route for route, until in self._hot.items() if until < at]:
+            del self._hot[route]
+            listeners.hot_routes.discard(route)
+
+    def internal_error(self, stage: str, error: str) -> None:
+        """Tell a fault of our own, once an hour."""
+        self._to_sinks("internal_error", stage, error)
+
+    def started(self, facts: Mapping[str, Any]) -> None:
+        """Tell, once, how the watch was started."""
+        self._to_sinks("started", facts)
+
+
+def _text(mark: Any) -> str | None:
+    site = resolve(mark)
+    return None if site is None else str(site)
+
+
+def _sites(finding: Finding) -> list[tuple[str, str]]:
+    texts, functions = sites_of(finding), finding.functions
+    return [*((text, "") for text in texts), *(("", function) for function in functions)]
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+class _Callback:
+    """Calls ``on_finding`` in one thread of its own, so that a slow one delays nobody."""
+
+    def __init__(self, function: Callable[[Finding], object]) -> None:
+        self._function = function
+        self._queue: queue.Queue[Finding | None] = queue.Queue(CALLBACKS_WAITING)
+        self._thread: threading.Thread | None = None
+
+    def put(self, finding: Finding) -> None:
+        """Hand a finding over; one too many is dropped and counted."""
+        try:
+            self._queue.put_nowait(finding)
+        except queue.Full:
+            ERRORS.drop("on_finding")
+            return
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="session_watch on_finding", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while (finding := self._queue.get()) is not None:
+            try:
+                self._function(finding)
+            except Exception as error:
+                ERRORS.failed("on_finding", error)
+
+    def stop(self) -> None:
+        """End the thread after what waits has been told; wait at most five seconds."""
+        thread, self._thread = self._thread, None
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            self._queue.put(None)
+            thread.join(timeout=5)
+
+
+class Job:
+    """A block or a function as a work of kind ``job``: ``with``, ``async with``, or a decorator."""
+
+    def __init__(self, name: str, watch: SessionWatch) -> None:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"job(name) is {name!r}; a name that is not empty is accepted.")
+        self._name = name
+        self._watch = watch
+        self._entered: list[tuple[Ledger, Any]] = []
+
+    def __enter__(self) -> Job:
+        """Begin the work."""
+        self._watch.attach()
+        ledger = Ledger()
+        ledger.kind = "job"
+        ledger.label = self._name
+        enclosing = CURRENT.get()
+        while enclosing.over and enclosing.parent is not None:
+            enclosing = enclosing.parent
+        if not enclosing.endless and not enclosing.over:
+            ledger.parent = enclosing
+            ledger.request = enclosing if enclosing.is_request else enclosing.request
+        open_ledger(ledger)
+        self._entered.append((ledger, CURRENT.set(ledger)))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End and judge it."""
+        ledger, token = self._entered.pop()
+        try:
+            CURRENT.reset(token)
+        except ValueError:  # left in another context than it was entered in
+            pass
+        raise_if_asked(BOOKS.settle(ledger, kind), self._watch, error)
+
+    async def __aenter__(self) -> Job:
+        """Begin the work."""
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End and judge it."""
+        self.__exit__(kind, error, trace)
+
+    def __call__(self, function: Function) -> Function:
+        """Make each call of the function a work."""
+        return decorated(function, functools.partial(Job, self._name, self._watch))
+
+
+def raise_if_asked(found: Sequence[Finding], watch: SessionWatch, error: BaseException | None) -> None:
+    """With ``action="raise"``, raise the certain errors of a work that is over, or note them on its own exception."""
+    if watch.settings.action != "raise" or not found:
+        return
+    errors = [f for f in found if f.certain and f.severity is Severity.ERROR]
+    if not errors:
+        return
+    leak = SessionLeakError(errors)
+    if error is None:
+        raise leak
+    if sys.version_info >= (3, 11):
+        error.add_note(str(leak))
+
+
+_default: list[tuple[SessionWatch, str]] = []
+_default_lock = threading.Lock()
+
+
+def default_watch(settings: Settings | None = None) -> SessionWatch:
+    """
+    The process's own watch, made with ``settings`` or ``Settings.from_env()`` when it is first asked for.
+
+    Raises ValueError when other settings are asked for later; it names both places.
+    """
+    here = _asked_at()
+    with _default_lock:
+        if not _default:
+            _default.append((SessionWatch(settings), here))
+        watch, place = _default[0]
+    if settings is not None and settings != watch.settings:
+        raise ValueError(
+            f"The default watch was already made with other settings, at {place}; asked again at {here}. "
+            "Give the settings in one place, or pass a SessionWatch of your own as watch=."
+        )
+    return watch
+
+
+def _asked_at() -> str:
+    frame = inspect.currentframe()
+    mark = call_site.frame_mark(frame)
+    return str(resolve(mark)) if mark is not None else "a library"
+
+
+def job(name: str) -> Job:
+    """Watch a block, or a function, as a work of its own, with the process's default watch."""
+    return default_watch().job(name)

@@ -1,0 +1,386 @@
+"""The few public methods of SQLAlchemy that no event covers, wrapped on their classes; taken off again without a trace."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Any
+
+import sqlalchemy.orm.session
+from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
+
+from session_watch import current, listeners
+from session_watch.call_site import caller, learn_endpoint
+from session_watch.current import CURRENT, acting, detached, running_task
+from session_watch.inbox import ERRORS, put
+from session_watch.ledger import Account, Checkout, Failed, Incident, Ledger, Transaction
+from session_watch.listeners import KEY, account_of
+from session_watch.pools import POOLS, PoolBook, Waiter, book_of
+
+SESSION_FILE = sqlalchemy.orm.session.__file__
+_active = False
+
+
+def _made(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def __init__(self: Session, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if not _active:
+            return
+        try:
+            account = self.info[KEY] = Account(self)
+            account.made_at = current.clock()
+            ambient = sys.exc_info()[1]
+            if ambient is not None:
+                account.ambient = id(ambient)
+            ledger = CURRENT.get()
+            if ledger.over:
+                ledger = detached(ledger)
+            if ledger.endless:
+                _made_outside(account)
+            else:
+                if ledger.scope is not None:
+                    learn_endpoint(ledger.scope)
+                account.made_in = ledger
+                actor = acting(ledger)
+                if actor is not None:
+                    account.made_by = actor
+            account.mark = caller()
+            if listeners.expectations is not None:
+                account.expected = listeners.expectations()
+        except Exception as error:
+            ERRORS.failed("Session.__init__", error)
+
+    return __init__
+
+
+def _made_outside(account: Account) -> None:
+    """Remember the task: a session that an outer middleware makes is closed by it after the request is over."""
+    task = running_task()
+    if task is not None:
+        account.made_task = weakref.ref(task)
+
+
+def _closed(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``close``, ``reset`` and ``invalidate``: what was pending is gone when their events fire."""
+
+    @functools.wraps(original)
+    def close(self: Session, *args: Any, **kwargs: Any) -> None:
+        if not _active:
+            return original(self, *args, **kwargs)
+        account = _closing(self)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            if account is not None:
+                account.closing = account.left_by_exception = False
+                account.carried = None
+
+    return close
+
+
+def _closing(session: Session) -> Account | None:
+    try:
+        account = session.info.get(KEY)
+        if account is None or account() is not session:
+            account = account_of(session)
+        opened = account.transaction
+        if opened is not None:
+            _look_before_close(session, account, opened)
+        if not account.closing:
+            account.closing = True
+            account.closed_mark = caller()
+            account.closed_in = CURRENT.get()
+    except Exception as error:
+        ERRORS.failed("Session.close", error)
+        return None
+    return account  # type: ignore[no-any-return]  # session.info is a plain dict
+
+
+def _look_before_close(session: Session, account: Account, opened: Transaction) -> None:
+    if not session._is_clean() and not opened.ledger.endless:
+        opened.pending = pending_in(session)
+    if opened.writes or opened.pending:
+        note_exception(account)
+
+
+def pending_in(session: Session) -> dict[str, int] | None:
+    """How many objects wait to be flushed; None when there are none. Changed ones count only if truly modified."""
+    new, deleted = len(session.new), len(session.deleted)
+    dirty = sum(1 for each in session.dirty if session.is_modified(each))
+    return {"new": new, "dirty": dirty, "deleted": deleted} if new or dirty or deleted else None
+
+
+def note_exception(account: Account) -> None:
+    """A close while an exception that arose since the session was made is on its way out is a rollback meant."""
+    error = sys.exc_info()[1]
+    if error is not None and id(error) != account.ambient and not isinstance(error, GeneratorExit):
+        account.left_by_exception = True
+
+
+def _left(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def __exit__(self: Session, type_: Any, value: Any, traceback: Any) -> Any:
+        if type_ is not None and _active:
+            _left_by(self, type_)
+        return original(self, type_, value, traceback)
+
+    return __exit__
+
+
+def _left_by(session: Session, type_: Any) -> None:
+    try:
+        if type_ is not GeneratorExit:
+            account_of(session).left_by_exception = True
+    except Exception as error:
+        ERRORS.failed("Session.__exit__", error)
+
+
+def _left_async(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Wrap ``AsyncSession.__aexit__``: its close runs in a task of its own, which knows neither line nor exception."""
+
+    @functools.wraps(original)
+    def __aexit__(self: Any, type_: Any, value: Any, traceback: Any) -> Awaitable[None]:
+        if _active:
+            _leaving(self.sync_session, type_)
+        return original(self, type_, value, traceback)
+
+    return __aexit__
+
+
+def _leaving(session: Session, type_: Any) -> None:
+    try:
+        account = account_of(session)
+        if type_ is not None and type_ is not GeneratorExit:
+            account.left_by_exception = True
+        account.closing = True
+        account.closed_mark = caller(3)
+        account.closed_in = CURRENT.get()
+    except Exception as error:
+        ERRORS.failed("AsyncSession.__aexit__", error)
+
+
+def _closed_async(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Wrap ``AsyncSession.close``: inside SQLAlchemy's greenlet the exception on its way out is not to be seen."""
+
+    @functools.wraps(original)
+    async def close(self: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and _active:
+            _note_async(self)
+        await original(self)
+
+    return close
+
+
+def _note_async(session: Any) -> None:
+    try:
+        note_exception(account_of(session.sync_session))
+    except Exception as error:
+        ERRORS.failed("AsyncSession.close", error)
+
+
+def _connect(original: Callable[..., PoolProxiedConnection]) -> Callable[..., PoolProxiedConnection]:
+    """Wrap ``Pool.connect``: there is no event before a checkout, nor for one that fails."""
+
+    @functools.wraps(original)
+    def connect(self: Pool) -> PoolProxiedConnection:
+        if not _active:
+            return original(self)
+        book = POOLS.get(id(self)) or _book(self)
+        since = current.clock()
+        ledger = CURRENT.get()
+        waiter = Waiter(ledger, since)
+        if book is not None:
+            book.waiters[id(waiter)] = waiter
+        try:
+            proxy = original(self)
+        except PoolTimeout:
+            put(("timed out", (book, ledger)))
+            raise
+        finally:
+            if book is not None:
+                del book.waiters[id(waiter)]
+        if book is not None:
+            _book_checkout(proxy, book, ledger, since)
+        return proxy
+
+    return connect
+
+
+def _book(pool: Pool) -> PoolBook | None:
+    try:
+        return book_of(pool)
+    except Exception as error:
+        ERRORS.failed("Pool.connect", error)
+        return None
+
+
+def _book_checkout(proxy: PoolProxiedConnection, book: PoolBook, ledger: Ledger, since: float) -> None:
+    try:
+        info = proxy.info
+        known = info.get(KEY)
+        if known is not None and known() is proxy:
+            return  # SingletonThreadPool hands the same connection out again
+        checkout = Checkout(proxy, _proxy_collected)
+        now = checkout.taken_at = current.clock()
+        checkout.pool = book
+        if ledger.over:
+            ledger = detached(ledger)
+        checkout.ledger = ledger
+        info[KEY] = checkout
+        if not _asked_by_session():
+            _mark_raw(checkout, ledger)
+        held = ledger.held
+        if held and not ledger.endless:
+            _look_for_nesting(checkout, ledger, since)
+        held.add(checkout)
+        if len(held) > ledger.peak:
+            ledger.peak = len(held)
+        book.waits.append(now - since)
+        book.out.add(checkout)
+        if len(book.out) > book.peak:
+            book.peak = len(book.out)
+    except Exception as error:
+        ERRORS.failed("Pool.connect", error)
+
+
+def _asked_by_session() -> bool:
+    """A Session asks through ``Engine.connect``: it stands five frames below, at a fixed place."""
+    try:
+        return sys._getframe(6).f_code.co_filename == SESSION_FILE
+    except ValueError:
+        return False
+
+
+def _mark_raw(checkout: Checkout, ledger: Ledger) -> None:
+    checkout.raw = True
+    checkout.mark = caller(4)
+    if ledger.scope is not None:
+        learn_endpoint(ledger.scope)
+    if not ledger.endless:
+        checkout.actor = acting(ledger)
+    if listeners.expectations is not None:
+        checkout.expected = listeners.expectations()
+
+
+def _proxy_collected(checkout: Any) -> None:
+    """SQLAlchemy's proxy is gone before its connection came back: the collector took it (or a shared pool did)."""
+    checkout.collected = True
+    if checkout.ended is None and checkout.pool.shares_connections:
+        listeners.checked_in(checkout, "returned")
+
+
+def _look_for_nesting(checkout: Checkout, ledger: Ledger, since: float) -> None:
+    """Look whether the same task, or a thread hop of the same request, already holds one of this bounded pool."""
+    if checkout.pool.limit is None:
+        return
+    actor = acting(ledger)
+    for held in tuple(ledger.held):
+        if held.pool is checkout.pool and _same_actor(_actor_of(held), actor):
+            age = since - held.taken_at
+            incident = Incident("nested", checkout=checkout, other=held, mark=caller(4), age=age)
+            incident.expected = () if listeners.expectations is None else listeners.expectations()
+            ledger.incidents.append(incident)
+            return
+
+
+def _actor_of(held: Checkout) -> Any:
+    return held.transaction.actor if held.transaction is not None else held.actor
+
+
+def _same_actor(one: Any, other: Any) -> bool:
+    who, whom = (None if a is None else a() for a in (one, other))
+    threads = [isinstance(a, current.Call) for a in (who, whom)]
+    return who is whom or (all(threads) or (any(threads) and None in (one, other)))
+
+
+def _refused(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``PendingRollbackError``: making one proves that a failed transaction was used before its rollback."""
+
+    @functools.wraps(original)
+    def __init__(self: PendingRollbackError, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if _active:
+            _used_after_failure()
+
+    return __init__
+
+
+def _used_after_failure() -> None:
+    try:
+        session = _session_above(sys._getframe(2))
+        opened = None if session is None else account_of(session).transaction
+        if opened is not None:
+            error, mark = opened.error or ("flush failed", caller(3))
+            opened.failure = opened.failure or Failed(error, mark, opened.writes, flush=False)
+            opened.failure.used_again = True
+    except Exception as error:
+        ERRORS.failed("PendingRollbackError", error)
+
+
+def _session_above(frame: FrameType | None) -> Session | None:
+    for _ in range(20):
+        if frame is None:
+            return None
+        asker = frame.f_locals.get("self") if frame.f_code.co_filename == SESSION_FILE else None
+        if isinstance(asker, Session):
+            return asker
+        if isinstance(asker, SessionTransaction):
+            return asker.session
+        frame = frame.f_back
+    return None
+
+
+def _wanted() -> list[tuple[type, str, Callable[..., Any]]]:
+    wanted: list[tuple[type, str, Callable[..., Any]]] = [
+        (Session, "__init__", _made),
+        (Session, "__exit__", _left),
+        (Session, "close", _closed),
+        (Session, "reset", _closed),
+        (Session, "invalidate", _closed),
+        (Pool, "connect", _connect),
+        (SingletonThreadPool, "connect", _connect),
+        (PendingRollbackError, "__init__", _refused),
+    ]
+    try:
+        from sqlalchemy.ext.asyncio import AsyncSession
+    except ImportError:  # without greenlet there are no async sessions
+        return wanted
+    return [*wanted, (AsyncSession, "__aexit__", _left_async), (AsyncSession, "close", _closed_async)]
+
+
+_wrapped: dict[tuple[type, str], tuple[Any, Any, bool]] = {}
+
+
+def wrap() -> None:
+    """Wrap the methods on their classes, so that objects made before are covered too."""
+    global _active  # noqa: PLW0603  # one switch for every wrapper, read on each call
+    for owner, name, make in _wanted():
+        if (owner, name) not in _wrapped and hasattr(owner, name):
+            inherited = name not in vars(owner)
+            original = getattr(owner, name)
+            wrapper = make(original)
+            _wrapped[owner, name] = (original, wrapper, inherited)
+            setattr(owner, name, wrapper)
+    _active = True
+
+
+def unwrap() -> None:
+    """Put the methods back. One that somebody else has wrapped meanwhile stays, and only passes through."""
+    global _active  # noqa: PLW0603  # one switch for every wrapper, read on each call
+    _active = False
+    for (owner, name), (original, wrapper, inherited) in tuple(_wrapped.items()):
+        if vars(owner).get(name) is not wrapper:
+            continue
+        if inherited:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
+        del _wrapped[owner, name]

@@ -1,0 +1,1 @@
+"""The tests of session_watch; servers and databases they need start by themselves."""
