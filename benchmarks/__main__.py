@@ -11,9 +11,8 @@ from benchmarks.report import save
 
 def main() -> None:
     """The command line of both."""
-    parser = run.options(argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__))
-    parser.add_argument("--limit", type=int, help="exit 1 if watch adds more instructions than this")
-    chosen = parser.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    chosen = instructions.counting(run.options(parser)).parse_args()
     times = run.timings(chosen)
     counted = instructions.counts(chosen)
     save(

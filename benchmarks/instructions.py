@@ -1,4 +1,4 @@
-"""The instructions a request takes under each variant, counted by callgrind, whatever else the machine does."""
+"""The instructions a request takes under each variant, counted by callgrind on any machine load."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -48,12 +47,13 @@ class Row(NamedTuple):
     variant: str
     total: float
     added: float
-    error: float
+    error: float | None
     added_by_others: float
 
     def cells(self) -> tuple[str, ...]:
         """The row as shown."""
-        numbers = (f"{self.total:,.0f}", f"{self.added:+,.0f}", f"{self.error:,.0f}")
+        error = "unknown" if self.error is None else f"{self.error:,.0f}"
+        numbers = (f"{self.total:,.0f}", f"{self.added:+,.0f}", error)
         return (self.driver, self.variant, *numbers, f"{self.added_by_others:+,.0f}")
 
 
@@ -101,19 +101,26 @@ def measure(driver: str, url: str, variants: Sequence[str], layouts: int) -> lis
 def row(driver: str, variant: str, runs: Sequence[Count], base: Sequence[Count]) -> Row:
     """One variant's runs against the runs of none in the same layouts; error is the mean's standard error."""
     added = [one.total - none.total for one, none in zip(runs, base, strict=True)]
-    error = stdev(added) / len(added) ** 0.5 if len(added) > 1 else nan
+    error = stdev(added) / len(added) ** 0.5 if len(added) > 1 else None
     others = mean(one.others - none.others for one, none in zip(runs, base, strict=True))
     return Row(driver, variant, mean(one.total for one in runs), mean(added), error, others)
+
+
+def counting(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What may be chosen about the counting alone."""
+    parser.add_argument("--layouts", type=int, default=LAYOUTS, help=f"memory layouts, default {LAYOUTS}")
+    parser.add_argument("--limit", type=int, help="exit 1 if watch adds more instructions than this")
+    return parser
 
 
 def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """What may be chosen."""
     parser.add_argument("--driver", choices=DRIVERS, action="append", help="default: sqlite")
-    parser.add_argument("--variant", choices=VARIANTS, action="append", help="beside none; default: all but control")
-    parser.add_argument("--layouts", type=int, default=LAYOUTS, help=f"memory layouts, default {LAYOUTS}")
-    parser.add_argument("--limit", type=int, help="exit 1 if watch adds more instructions than this")
+    parser.add_argument(
+        "--variant", choices=VARIANTS, action="append", help="besides none; default: not control"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    return parser
+    return counting(parser)
 
 
 def counts(chosen: argparse.Namespace) -> list[Row]:

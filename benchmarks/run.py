@@ -60,7 +60,7 @@ def worker(driver: str, variant: str, url: str) -> Iterator[Ask]:
             print(count, file=questions, flush=True)
             answer = answers.readline().split()
             if not answer:
-                raise SystemExit(f"the {variant} worker of {driver} failed; to see why: echo 1 | {' '.join(line)}")
+                raise SystemExit(f"the {variant} worker of {driver} failed; see: echo 1 | {' '.join(line)}")
             return Spent(*(float(seconds) / count * 1e6 for seconds in answer))
 
         yield ask
@@ -92,7 +92,7 @@ def row(driver: str, variant: str, blocks: Sequence[Spent], base: Sequence[Spent
 def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """What may be chosen."""
     parser.add_argument("--driver", choices=DRIVERS, action="append", help="default: all")
-    parser.add_argument("--variant", choices=VARIANTS, action="append", help="beside none; default: all")
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help="besides none; default: all")
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     return parser

@@ -1,4 +1,4 @@
-"""The route label: what the framework left in the ASGI scope, told as a bounded template, never as the raw path."""
+"""The route label: what the framework left in the ASGI scope, told as a template, never as the raw path."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _DEEPEST = 32
 def route_of(scope: Scope, entry_root: str, route_name: Callable[[Scope], str | None] | None = None) -> str:
     """The route's template with mounts and prefixes, ``<unmatched>`` or ``<unknown>``; read it after routing.
 
-    ``scope`` must be the dict the application was called with, ``entry_root`` its ``root_path`` at that moment.
-    ``route_name`` is asked first; None from it means: find out yourself. Raises only what ``route_name`` raises.
+    ``scope`` must be the dict the application was called with, ``entry_root`` its ``root_path`` at that time.
+    ``route_name`` is asked first; None from it means: find out yourself. Raises what ``route_name`` raises.
     """
     if route_name is not None:
         named = route_name(scope)
@@ -39,7 +39,7 @@ def route_of(scope: Scope, entry_root: str, route_name: Callable[[Scope], str | 
         if template and "app_root_path" not in scope:  # Starlette's mounts leave that key
             return template
         return _below_mounts(scope, entry_root, template)
-    except Exception:  # noqa: BLE001 - a scope may hold any object, and a label must never fail a request
+    except Exception:  # a scope may hold any object, and a label must never fail a request
         return UNKNOWN
 
 
@@ -55,7 +55,7 @@ def method_of(scope: Scope) -> str:
 
 
 def path_below_root(scope: Scope) -> str:
-    """The request's path as the application knows it: without the server's ``root_path``, if that stands before it.
+    """The path as the application knows it: without ``root_path``, if the server put that before it.
 
     Servers differ in whether ``path`` repeats ``root_path``, so both are taken.
     """
@@ -66,10 +66,10 @@ def path_below_root(scope: Scope) -> str:
 
 
 def endpoint_module(scope: Scope) -> str | None:
-    """The module of the function or class that answers, None before routing or when the framework does not tell."""
+    """The module of the function or class that answers; None before routing or if the scope does not tell."""
     try:
         module = getattr(_without_partials(_endpoint(scope)), "__module__", None)
-    except Exception:  # noqa: BLE001 - see route_of
+    except Exception:  # as in route_of
         return None
     return module if isinstance(module, str) and module else None
 
@@ -78,12 +78,12 @@ def owns_path(app: object, path: str) -> bool:
     """Whether a top-level route or mount of ``app`` (or of the app it wraps) stands at exactly this path."""
     try:
         return any(_stands_at(route, path) for route in _top_routes(app))
-    except Exception:  # noqa: BLE001 - see route_of
+    except Exception:  # as in route_of
         return False
 
 
 def follow_quart() -> bool:
-    """Have Quart, if it is loaded, leave its matched rule in each scope; once is enough, again does no harm."""
+    """Have Quart, if it is loaded, leave its matched rule in each scope; to call it again does no harm."""
     quart = sys.modules.get("quart")
     if quart is None:
         return False
@@ -121,8 +121,8 @@ def _own_template(scope: Scope) -> str | None:
         return None
     fastapi = scope.get("fastapi")
     if fastapi is not None:
-        # Since FastAPI 0.137 the route does not know its prefix, this object does. It is left over from an outer
-        # app if it speaks of another route.
+        # Since FastAPI 0.137 not the route but this object knows the include prefix. If it speaks of another
+        # route it is left over from an outer app.
         context = fastapi.get("effective_route_context")
         if context is not None and context.original_route is route:
             route = context
@@ -167,7 +167,7 @@ def _quart_rule(scope: Scope) -> str | None:
 
 
 def _frontend(scope: Scope) -> str | None:
-    """``/app/*`` for files under FastAPI's ``app.frontend("/app", ...)``, which sets no route and no endpoint."""
+    """``/ui/*`` for files of FastAPI's ``app.frontend("/ui", ...)``, which sets no route and no endpoint."""
     fastapi = scope.get("fastapi") or {}
     file, path = fastapi.get("frontend_path"), path_below_root(scope)
     if not isinstance(file, str) or not path.endswith(file):
@@ -176,7 +176,7 @@ def _frontend(scope: Scope) -> str | None:
 
 
 def _endpoint(scope: Scope) -> object:
-    """What answers: Quart's view, Litestar's handler, else Starlette's endpoint (which may be a mounted app)."""
+    """What answers: Quart's view, Litestar's handler, else Starlette's endpoint (maybe a mounted app)."""
     noted = scope.get(_QUART)
     if noted:
         return noted[1]
@@ -200,7 +200,7 @@ def _qualified_name(endpoint: object) -> str:
 def _mount_by_values(scope: Scope, entry_root: str) -> str:
     """The mounts' part of ``root_path``, path parameters by name: for apps whose routes cannot be listed."""
     root = scope.get("root_path")
-    # Without Starlette's key no mount of it has matched: FastAPI(root_path=...) or a middleware changed root_path.
+    # Without that key no Starlette mount has matched: FastAPI(root_path=...) or a middleware set root_path.
     base = scope.get("app_root_path", root if "router" in scope else entry_root)
     if not isinstance(root, str) or not isinstance(base, str) or not root.startswith(base):
         return ""
@@ -227,12 +227,13 @@ class _Place(NamedTuple):
             match = regex.match(path)
             if match is None:
                 return False
-            path = "/" + str(match.groupdict().get("path", ""))
+            if "path" in regex.groupindex:  # what is left below a mount
+                path = "/" + match["path"]
         return True
 
 
 class _Tree(NamedTuple):
-    # Neither routers nor endpoints are kept alive: an endpoint may refer to its router, and that would be for ever.
+    # Neither routers nor endpoints are kept alive: an endpoint may refer to its router, and both would stay.
     router: weakref.ref[object]
     size: int
     places: dict[int, list[_Place]]
@@ -249,15 +250,15 @@ def _placed(scope: Scope, endpoint: object) -> str | None:
     places = _places(router).get(id(endpoint), [])
     if len(places) == 1:
         return places[0].template
-    paths = _whole_paths(scope) if places else ()
-    return next((place.template for path in paths for place in places if place.holds(path)), None)
+    path = _path_below_entry(scope) if places else ""
+    return next((place.template for place in places if place.holds(path)), None)
 
 
-def _whole_paths(scope: Scope) -> tuple[str, str]:
-    """The path from the outermost router on: whole since Starlette 0.33, before cut off at each mount."""
-    path, root = scope["path"], scope.get("root_path", "")
-    base = scope.get("app_root_path", root)
-    return _without_root(path, base), root[len(base) :] + path
+def _path_below_entry(scope: Scope) -> str:
+    """The path from the outermost router on; until Starlette 0.33 a mount cut its part off ``path``."""
+    root = scope.get("root_path", "")
+    mounts = root[len(scope.get("app_root_path", root)) :]
+    return str(mounts + _without_root(scope["path"], root))
 
 
 def _places(router: Any) -> dict[int, list[_Place]]:

@@ -520,6 +520,7 @@ def test_active_rules(settings: Settings, missing: frozenset[str]) -> None:
         pytest.param(("/**/x",), "/y/z/x", True, id="two stars in a row are one"),
         pytest.param(("/a*aa",), "/aa", False, id="nothing is used twice"),
         pytest.param(("/a*",), "/a\nb", True, id="a line break is a character"),
+        pytest.param(("/a?b",), "/a\nb", True, id="one that a question mark takes"),
         pytest.param(("/health",), "/health\n", False, id="also at the end"),
         pytest.param(("/health", "/metrics"), "/metrics", True, id="the second of two"),
     ],

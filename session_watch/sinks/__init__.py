@@ -1,4 +1,4 @@
-"""Where findings are told: the Sink protocol."""
+"""Where findings are told: what a sink is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from session_watch.findings import Finding
 
 
 class Sink(Protocol):
-    """Gets each finding as it is told; a plain function qualifies."""
+    """Whoever is told of findings: anything that can be called with one, a plain function too.
+
+    It is called from any thread, once for each finding that is not suppressed, and also while a request
+    waits: what takes long belongs elsewhere. What it raises is counted and goes no further.
+
+    Three attributes are optional, and called the same way where a sink has them:
+
+    - ``resolved(resolved: Resolved) -> None``: a finding that had been told open has ended.
+    - ``started(info: Mapping[str, Any]) -> None``: watching has begun; ``info`` says how.
+    - ``internal_error(stage: str, error_class: str) -> None``: the watch itself failed, and went on.
+    """
 
     def __call__(self, finding: Finding, /) -> object:
-        """Tell it."""
+        """Take one finding; what is returned means nothing."""
