@@ -21,52 +21,50 @@ from benchmarks.worker import ROOT, command, environment
 
 HEADS = ("driver", "variant", "instructions", "added", "error", "of which other threads")
 NO_VALGRIND = "instructions: not counted, there is no valgrind on PATH."
-LAYOUTS = 3
 DEFAULT = ("none", "floor", "watch", "watch10k")
-WARM_UP, REQUESTS = 50, 200
+DEALS = 12
+REQUESTS = 40  # in each block
 # setarch -R switches address randomisation off. The worker calls getppid before and after each block, so
 # each block becomes a dump of its own, with a file for each thread: "out.<part>-<thread>".
 CALLGRIND = ("setarch", "-R", "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes")
-PARTS = {1: "start", 2: "warm-up", 3: "between", 4: "measured"}
 DUMP = re.compile(r"out\.(?P<part>\d+)-(?P<thread>\d+)")
 TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
 MAIN_THREAD = 1
 
 
 class Count(NamedTuple):
-    """Instructions per request in one run: of all threads, and of all but the main one."""
+    """Instructions per request in one block: of all threads, and of all but the main one."""
 
     total: float
     others: float
 
 
 class Row(NamedTuple):
-    """One variant of one driver, the mean over the layouts; added is against none in the same layout."""
+    """One variant of one driver, the means over its blocks; error is the standard error of added."""
 
     driver: str
     variant: str
     total: float
     added: float
-    error: float | None
+    error: float
     added_by_others: float
 
     def cells(self) -> tuple[str, ...]:
         """The row as shown."""
-        error = "unknown" if self.error is None else f"{self.error:,.0f}"
-        numbers = (f"{self.total:,.0f}", f"{self.added:+,.0f}", error)
+        numbers = (f"{self.total:,.0f}", f"{self.added:+,.0f}", f"{self.error:,.0f}")
         return (self.driver, self.variant, *numbers, f"{self.added_by_others:+,.0f}")
 
 
-def count(driver: str, variant: str, url: str, layout: int) -> Count:
+def count(driver: str, variant: str, url: str, deals: int) -> list[Count]:
     """Run one worker under callgrind; SystemExit with the worker's own words if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         dumps = ("--dump-before=getppid", f"--callgrind-out-file={folder}/out")
-        line = [*CALLGRIND, *dumps, *command(driver, variant, url, "--no-gc")]
-        feed: dict[str, Any] = {"input": f"{WARM_UP}\n{REQUESTS}\n", "env": environment(layout), "text": True}
+        line = [*CALLGRIND, *dumps, *command(driver, variant, url, "--deal")]
+        feed: dict[str, Any] = {"input": f"{REQUESTS}\n" * deals, "env": environment(), "text": True}
         done = subprocess.run(line, cwd=ROOT, capture_output=True, check=False, **feed)
         if done.returncode:
             raise SystemExit(f"the {variant} worker of {driver} failed under valgrind:\n{done.stderr}")
-        return summed(totals(Path(folder)))
+        return blocks(totals(Path(folder)), deals)
 
 
 def totals(folder: Path) -> dict[tuple[int, int], int]:
@@ -79,36 +77,44 @@ def totals(folder: Path) -> dict[tuple[int, int], int]:
     return found
 
 
-def summed(dumps: dict[tuple[int, int], int]) -> Count:
-    """The measured block alone, per request."""
-    if {part for part, _ in dumps} != set(PARTS):
+def blocks(dumps: dict[tuple[int, int], int], deals: int) -> list[Count]:
+    """The even parts; the odd ones are the start and what lies between two blocks."""
+    if max(part for part, _ in dumps) != 2 * deals:
         raise SystemExit("callgrind's dumps do not fit the blocks: something else calls getppid")
-    threads = {thread: total for (part, thread), total in dumps.items() if PARTS[part] == "measured"}
-    total = sum(threads.values())
-    return Count(total / REQUESTS, (total - threads[MAIN_THREAD]) / REQUESTS)
+    return [block(dumps, part) for part in range(2, 2 * deals + 1, 2)]
 
 
-def measure(driver: str, url: str, variants: Sequence[str], layouts: int) -> list[Row]:
-    """Every variant of one driver in every layout, two at a time."""
-    runs = [(variant, layout) for layout in range(layouts) for variant in variants]
+def block(dumps: dict[tuple[int, int], int], wanted: int) -> Count:
+    """One part, per request."""
+    total = sum(number for (part, _), number in dumps.items() if part == wanted)
+    return Count(total / REQUESTS, (total - dumps[wanted, MAIN_THREAD]) / REQUESTS)
+
+
+def measure(driver: str, url: str, variants: Sequence[str], deals: int) -> list[Row]:
+    """Every variant of one driver, two at a time; the first is what the others are compared with."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        counted = pool.map(lambda run: count(driver, run[0], url, run[1]), runs)
-        counts = dict(zip(runs, counted, strict=True))
-    by_variant = {variant: [counts[variant, layout] for layout in range(layouts)] for variant in variants}
-    return [row(driver, variant, by_variant[variant], by_variant["none"]) for variant in variants]
+        runs = list(pool.map(lambda variant: count(driver, variant, url, deals), variants))
+    return [row(driver, variant, run, runs[0]) for variant, run in zip(variants, runs, strict=True)]
 
 
-def row(driver: str, variant: str, runs: Sequence[Count], base: Sequence[Count]) -> Row:
-    """One variant's runs against the runs of none in the same layouts; error is the mean's standard error."""
-    added = [one.total - none.total for one, none in zip(runs, base, strict=True)]
-    error = stdev(added) / len(added) ** 0.5 if len(added) > 1 else None
-    others = mean(one.others - none.others for one, none in zip(runs, base, strict=True))
-    return Row(driver, variant, mean(one.total for one in runs), mean(added), error, others)
+def row(driver: str, variant: str, run: Sequence[Count], base: Sequence[Count]) -> Row:
+    """One variant's blocks against those of none."""
+    added = [one.total - none.total for one, none in zip(run, base, strict=True)]
+    others = mean(one.others - none.others for one, none in zip(run, base, strict=True))
+    error = stdev(added) / len(added) ** 0.5
+    return Row(driver, variant, mean(one.total for one in run), mean(added), error, others)
+
+
+def several(given: str) -> int:
+    """A number of deals that has a spread; ValueError, which argparse reports, below 2."""
+    if int(given) < 2:
+        raise ValueError
+    return int(given)
 
 
 def counting(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """What may be chosen about the counting alone."""
-    parser.add_argument("--layouts", type=int, default=LAYOUTS, help=f"memory layouts, default {LAYOUTS}")
+    parser.add_argument("--deals", type=several, default=DEALS, help="blocks per variant, at least 2")
     parser.add_argument("--limit", type=int, help="exit 1 if watch adds more instructions than this")
     return parser
 
@@ -135,7 +141,7 @@ def counts(chosen: argparse.Namespace) -> list[Row]:
             if url is None:
                 print(NO_DATABASE)
                 continue
-            rows = measure(driver, url, variants, chosen.layouts)
+            rows = measure(driver, url, variants, chosen.deals)
         print(table(HEADS, [one.cells() for one in rows]), end="\n\n", flush=True)
         found += rows
     return found

@@ -8,14 +8,15 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from session_watch import current, listeners, pools, wraps
+from session_watch.call_site import Mark
 from session_watch.current import detached_of, error_of, open_ledgers, still_runs
 from session_watch.facts import Snapshot
 from session_watch.findings import Finding
 from session_watch.inbox import ERRORS, INBOX, LIMIT, put
-from session_watch.ledger import OUTSIDE, Checkout, Incident, Ledger, Transaction
+from session_watch.ledger import OUTSIDE, Checkout, Done, Incident, Ledger, Transaction
 from session_watch.pools import PoolBook
 from session_watch.snapshot import freeze, is_out, transaction_facts
 
@@ -29,14 +30,19 @@ SETTLED_LIMIT = 1024
 class Watcher(Protocol):
     """What the books need of a watch."""
 
-    sweep_interval: float
-    statements: bool
+    @property
+    def sweep_interval(self) -> float:
+        """Seconds between two looks at what is open."""
+
+    @property
+    def statements(self) -> bool:
+        """Whether statements are to be seen."""
 
     def judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
         """Find, tell and remember what is wrong; return what was told."""
 
-    def count(self, ledger: Ledger, done: Sequence[float | tuple[str, float]], peak: int) -> None:
-        """Add what a work has done."""
+    def count(self, several: Sequence[tuple[Ledger, Sequence[Done], int]]) -> None:
+        """Add what these works have done, and the most connections each held at once (0: counted before)."""
 
     def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:
         """Add a pool's waits and holds, in seconds."""
@@ -140,7 +146,8 @@ class Books:
     def _settle_leftovers(self, ledger: Ledger) -> tuple[Finding, ...]:
         _hand_to_their_tasks(ledger)
         now = current.clock()
-        remaining, later = [], []
+        remaining: list[Transaction] = []
+        later: list[Transaction] = []
         for opened in tuple(ledger.open):
             opened.unflushed = None
             self._keep(opened)
@@ -234,8 +241,7 @@ class Books:
         # What the work told as left open is over: however late, say so.
         if not opened.checkouts and opened in self.left:
             self._ended(opened, "collected" if opened.outcome == "collected" else "returned", opened.ended_at)
-        if opened in ledger.suspects:
-            ledger.suspects.remove(opened)
+        if _remove(ledger, opened):
             alone = not ledger.over and not ledger.endless
             self.judge(freeze(ledger, current.clock(), transactions=[opened], by_itself=alone))
         self._count_late(ledger)
@@ -246,8 +252,7 @@ class Books:
         if opened is not None and not opened.checkouts:
             self._ended(opened, how, checkout.ended_at)
         self._ended(checkout, how, checkout.ended_at)
-        if checkout in ledger.suspects:
-            ledger.suspects.remove(checkout)
+        if _remove(ledger, checkout):
             self.judge(freeze(ledger, current.clock(), checkouts=[checkout]))
         self._count_late(ledger)
 
@@ -257,10 +262,11 @@ class Books:
             watcher.ended(episode, how, current.clock() if at is None else at)
 
     def _count_late(self, ledger: Ledger) -> None:
-        if ledger.done:
-            done = _taken(ledger.done)
+        done = ledger.done[:]
+        if done:
+            del ledger.done[: len(done)]
             for watcher in self.watchers:
-                watcher.count(ledger, done, 0)
+                watcher.count([(ledger, done, 0)])
 
     def _on_detached(self, value: tuple[Ledger, type[BaseException] | None]) -> None:
         ledger, error = value
@@ -279,7 +285,7 @@ class Books:
         for watcher in self.watchers:
             watcher.internal_error(*value)
 
-    _handlers: dict[str, Callable[[Books, Any], None]] = {
+    _handlers: ClassVar[dict[str, Callable[[Books, Any], None]]] = {
         "late": _on_late,
         "transaction ended": _on_transaction_ended,
         "checkout ended": _on_checkout_ended,
@@ -292,11 +298,11 @@ class Books:
     def fold(self) -> None:
         """Add up what settled works and pools have done. Called before anybody reads a number."""
         with self.lock:
-            for _ in range(len(self.settled)):
-                ledger = self.settled.popleft()
-                done, peak = _taken(ledger.done), ledger.peak
-                for watcher in self.watchers:
-                    watcher.count(ledger, done, peak)
+            settled = [(ledger, ledger.done[:], ledger.peak) for ledger in _taken(self.settled)]
+            for watcher in self.watchers:
+                watcher.count(settled)
+            for ledger, done, _ in settled:
+                del ledger.done[: len(done)]  # what was added meanwhile stays for the next time
             self._count_late(OUTSIDE)
             for book in (*tuple(pools.POOLS.values()), *_taken(pools.GONE)):
                 waits, uses = _taken(book.waits), _taken(book.uses)
@@ -323,23 +329,32 @@ class Books:
         if actor is None:
             if not ledger.open and not ledger.held:
                 self.settle(ledger, None)
-        elif not still_runs(actor, next(iter(ledger.open), None)):
+        elif not still_runs(actor, _any_mark(ledger)):
             self.settle(ledger, _error_of(actor()))
         else:
             # A task that goes on for ever never succeeds or fails: each of its transactions stands for itself.
-            ripe = [s for s in tuple(ledger.suspects) if at - (s.ended_at or at) >= BY_ITSELF_AFTER]
+            ripe = [s for s in tuple(ledger.suspects or ()) if at - (s.ended_at or at) >= BY_ITSELF_AFTER]
             for suspect in ripe:
-                ledger.suspects.remove(suspect)
-                if isinstance(suspect, Transaction):
+                if _remove(ledger, suspect) and isinstance(suspect, Transaction):
                     self.judge(freeze(ledger, at, transactions=[suspect], by_itself=True))
             self._count_late(ledger)
 
 
-def _taken(several: deque[Any]) -> list[Any]:
+def _remove(ledger: Ledger, suspect: Transaction | Checkout) -> bool:
+    """Take a suspect for judgement; False if somebody else has it."""
+    try:
+        (ledger.suspects or deque()).remove(suspect)
+    except ValueError:
+        return False
+    return True
+
+
+def _taken(several: deque[Any] | list[Any] | None) -> list[Any]:
+    """Empty it, whoever else appends or takes at the same time."""
     taken = []
-    for _ in range(len(several)):
+    for _ in range(len(several or ())):
         try:
-            taken.append(several.popleft())
+            taken.append(several.pop())  # type: ignore[union-attr]  # None has no length to loop over
         except IndexError:  # somebody else takes from it too
             break
     return taken
@@ -348,15 +363,21 @@ def _taken(several: deque[Any]) -> list[Any]:
 def _hand_to_their_tasks(ledger: Ledger) -> None:
     """What a task or thread of the work began and still is at becomes that task's own."""
     for opened in tuple(ledger.open):
-        if opened.actor is not None and still_runs(opened.actor, opened):
+        if opened.actor is not None and still_runs(opened.actor, opened.mark):
             heir = detached_of(opened.actor, ledger)
             ledger.open.discard(opened)
             opened.ledger = heir
             heir.open.add(opened)
             _hand_checkouts(ledger, heir, opened.checkouts)
     for checkout in tuple(ledger.held):
-        if checkout.raw and checkout.actor is not None and still_runs(checkout.actor, None):
+        if checkout.raw and checkout.actor is not None and still_runs(checkout.actor, checkout.mark):
             _hand_checkouts(ledger, detached_of(checkout.actor, ledger), (checkout,))
+
+
+def _any_mark(ledger: Ledger) -> Mark | None:
+    """A line that the ledger's thread must stand in while its call goes on."""
+    left: list[Transaction | Checkout] = [*tuple(ledger.open), *tuple(ledger.held)]
+    return next((each.mark for each in left if each.mark is not None), None)
 
 
 def _hand_checkouts(ledger: Ledger, heir: Ledger, checkouts: Iterable[Checkout]) -> None:

@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from session_watch.facts import Site
 
@@ -23,12 +23,13 @@ STACK_LIMIT = 12
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-class Mark(NamedTuple):
-    """A line as it is kept: code object and instruction offset. Never a frame, which would pin its locals."""
-
-    code: CodeType
-    offset: int
-    library: bool = False
+# A line as it is kept: code object and instruction offset, and whether it is only a library's. Never a frame,
+# which would pin its locals.
+Mark = tuple[CodeType, int, bool]
+# A way from a listener out to the application that was walked before: how many frames down stands the last
+# library frame, its code, and where in it. Materialising frames is the costly part of a walk.
+Way = tuple[int, CodeType, int]
+WAYS = 6
 
 
 def _library_roots() -> tuple[str, ...]:
@@ -75,10 +76,29 @@ def _remember_endpoint_module(module: str) -> None:
         trust((package,), ())
 
 
-def caller(depth: int = 2) -> Mark | None:
-    """The nearest application frame above the caller's caller, else the nearest library frame, marked."""
-    frame = _innermost(depth + 1)
-    first = frame
+def caller(ways: list[Way] | None = None, depth: int = 2) -> Mark | None:
+    """The nearest application frame above the caller's caller, else the nearest library frame, marked.
+
+    ``ways``: the caller's own list of ways out that it took before; a way that leads through the same
+    library call at the same depth again is taken without a look at the frames between.
+    """
+    if ways:
+        for way in ways:
+            try:
+                last = sys._getframe(way[0])
+            except ValueError:
+                continue
+            if last.f_code is way[1] and last.f_lasti == way[2]:
+                frame = last.f_back
+                if frame is not None and _kinds.get(frame.f_code.co_filename) == APPLICATION:
+                    return frame.f_code, frame.f_lasti, False
+    return _walk(ways, depth + 1)
+
+
+def _walk(ways: list[Way] | None, depth: int) -> Mark | None:
+    frame = first = _innermost(depth + 1)
+    before: FrameType | None = None
+    steps = depth - 1
     while frame is not None:
         code = frame.f_code
         kind = _kinds.get(code.co_filename)
@@ -86,30 +106,42 @@ def caller(depth: int = 2) -> Mark | None:
             kind = _classify(code.co_filename)
         if kind:
             if kind == APPLICATION:
-                return Mark(code, frame.f_lasti)
+                if ways is not None and before is not None:
+                    _remember_way(ways, steps, before, first)
+                return code, frame.f_lasti, False
             if kind == BOUNDARY:
                 break
-        frame = frame.f_back
+        before, frame = frame, frame.f_back
+        steps += 1
     return _fallback(first)
+
+
+def _remember_way(ways: list[Way], steps: int, last: FrameType, first: FrameType | None) -> None:
+    """Keep a way for the next time, the newest first; not across a greenlet, where the way is short anyway."""
+    try:
+        if sys._getframe(steps + 1) is last:
+            ways.insert(0, (steps - 1, last.f_code, last.f_lasti))
+            del ways[WAYS:]
+    except ValueError:
+        pass
 
 
 def callers(depth: int = 2) -> tuple[Mark, ...]:
     """Up to twelve application frames, nearest first."""
     found = (f for f, kind in _frames(_innermost(depth + 1)) if kind in (APPLICATION, HELPER))
-    return tuple(Mark(f.f_code, f.f_lasti) for _, f in zip(range(STACK_LIMIT), found, strict=False))
+    return tuple((f.f_code, f.f_lasti, False) for _, f in zip(range(STACK_LIMIT), found, strict=False))
 
 
 def frame_mark(frame: FrameType | None) -> Mark | None:
     """The nearest application frame from this one outwards; None where there is none."""
     for each, kind in _frames(frame):
         if kind == APPLICATION:
-            return Mark(each.f_code, each.f_lasti)
+            return each.f_code, each.f_lasti, False
     return None
 
 
 def _innermost(depth: int) -> FrameType | None:
-    """
-    The frame to start from: inside SQLAlchemy's greenlet the application's frames are the parent's.
+    """The frame to start from: inside SQLAlchemy's greenlet the application's frames are the parent's.
 
     ``run_sync`` is the exception: there the application's own function runs inside the greenlet.
     """
@@ -146,11 +178,11 @@ def _frames(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
 def _fallback(frame: FrameType | None) -> Mark | None:
     frames = [f for f, kind in _frames(frame) if kind == HELPER]
     if frames:
-        return Mark(frames[0].f_code, frames[0].f_lasti)
+        return frames[0].f_code, frames[0].f_lasti, False
     libraries = [f for f, _ in _frames(frame) if not f.f_code.co_filename.startswith(HERE)]
     foreign = (f for f in libraries if _top_package(f.f_code.co_filename) not in ("sqlalchemy", "greenlet"))
     chosen = next(foreign, None) or next(iter(libraries), None)
-    return None if chosen is None else Mark(chosen.f_code, chosen.f_lasti, library=True)
+    return None if chosen is None else (chosen.f_code, chosen.f_lasti, True)
 
 
 def _classify(filename: str) -> int:
@@ -203,10 +235,10 @@ def resolve(mark: Mark | None) -> Site | None:
     """The mark as people read it, relative to the working directory where the file lies below it."""
     if mark is None:
         return None
-    code = mark.code
+    code, offset, library = mark
     name = getattr(code, "co_qualname", code.co_name).replace(".<locals>", "")
-    text = f"{_shown_path(code.co_filename)}:{_line(code, mark.offset)} in {name}"
-    return Site(_one_line(text), _one_line(f"{module_name(code.co_filename)}:{code.co_name}"), mark.library)
+    text = f"{_shown_path(code.co_filename)}:{_line(code, offset)} in {name}"
+    return Site(_one_line(text), _one_line(f"{module_name(code.co_filename)}:{code.co_name}"), library)
 
 
 def _shown_path(filename: str) -> str:

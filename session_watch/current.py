@@ -11,8 +11,9 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import Any
 
+from session_watch.call_site import Mark
 from session_watch.inbox import put
-from session_watch.ledger import OUTSIDE, Actor, Call, Ledger, Transaction
+from session_watch.ledger import OUTSIDE, Actor, Call, Ledger
 
 CURRENT: ContextVar[Ledger] = ContextVar("session_watch", default=OUTSIDE)
 # Set in the copied context of a worker thread's call, so it dies with that call. Never set on an event loop's thread.
@@ -74,22 +75,21 @@ def running_task() -> asyncio.Task[Any] | None:
         return None
 
 
-def still_runs(actor: Actor, transaction: Transaction | None) -> bool:
-    """Whether the task, or the thread call, that began this is still at it."""
+def still_runs(actor: Actor, mark: Mark | None) -> bool:
+    """Whether the task, or the thread call, that began something at this line is still at it."""
     who = actor()
     if who is None:
         return False
     if isinstance(who, Call):
-        return transaction is None or _stands_in(who.thread, transaction)
+        return _stands_in(who.thread, mark)
     return not who.done()
 
 
-def _stands_in(thread: int, transaction: Transaction) -> bool:
+def _stands_in(thread: int, mark: Mark | None) -> bool:
     """A worker thread that has gone idle keeps its context for an instant: its stack tells the truth."""
-    mark = transaction.mark
     frame = sys._current_frames().get(thread)
     while frame is not None and mark is not None:
-        if frame.f_code is mark.code:
+        if frame.f_code is mark[0]:
             return True
         frame = frame.f_back
     return False
@@ -126,8 +126,7 @@ def detached_of(actor: Actor, origin: Ledger) -> Ledger:
 
 
 def _new_detached(name: str, origin: Ledger) -> Ledger:
-    ledger = Ledger()
-    ledger.kind = "detached"
+    ledger = Ledger("detached")
     ledger.label = f"task:{name}"
     ledger.started_by = origin.name
     ledger.request_id = origin.request_id

@@ -30,8 +30,7 @@ EXPECTED: ContextVar[tuple[Expectation, ...]] = ContextVar("session_watch_expect
 
 
 class expect:  # noqa: N801  # it reads as a word: with expect("left-open", reason="...")
-    """
-    Expect a finding of this rule from sessions begun or used in the block, for their whole life.
+    """Expect a finding of this rule from sessions begun or used in the block, for their whole life.
 
     A ``with``, ``async with`` or decorator (plain, async and generator functions; the signature stays).
     ``up_to`` in seconds raises the threshold of a live rule instead. ``reason`` is required.
@@ -40,10 +39,12 @@ class expect:  # noqa: N801  # it reads as a word: with expect("left-open", reas
 
     def __init__(self, rule: str, *, up_to: float | None = None, reason: str) -> None:
         check_rule(rule, field="expect(rule)")
-        if not isinstance(reason, str) or not reason.strip():
+        if not str(reason or "").strip():
             raise ValueError(f"expect(reason) is {reason!r}; a sentence that says why {rule} is expected is accepted.")
         if up_to is not None and (rule not in LIVE_RULES or not up_to > 0):
-            raise ValueError(f"expect(up_to) is {up_to!r} for {rule}; seconds above 0 are accepted, for {', '.join(sorted(LIVE_RULES))}.")
+            raise ValueError(
+                f"expect(up_to) is {up_to!r} for {rule}; accepted: seconds above 0 for {', '.join(sorted(LIVE_RULES))}."
+            )
         self._expectation = Expectation(rule, up_to, reason)
         self._tokens: list[Token[tuple[Expectation, ...]]] = []
         listeners.expectations = EXPECTED.get
@@ -52,7 +53,9 @@ class expect:  # noqa: N801  # it reads as a word: with expect("left-open", reas
         """Expect it from here."""
         self._tokens.append(EXPECTED.set((*EXPECTED.get(), self._expectation)))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Expect it no longer."""
         EXPECTED.reset(self._tokens.pop())
 
@@ -60,7 +63,9 @@ class expect:  # noqa: N801  # it reads as a word: with expect("left-open", reas
         """Expect it from here."""
         self.__enter__()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Expect it no longer."""
         self.__exit__(kind, error, trace)
 

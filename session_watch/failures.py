@@ -13,7 +13,11 @@ def describe(error: BaseException | None) -> str:
         return "unknown error"
     original = getattr(error, "orig", None)
     driver = getattr(original, "__cause__", None) or original
-    parts = [type(error).__name__, _sqlstate(original) or _sqlstate(driver), _constraint(original) or _constraint(driver)]
+    parts = [
+        type(error).__name__,
+        _sqlstate(original) or _sqlstate(driver),
+        _constraint(original) or _constraint(driver),
+    ]
     return " ".join(part for part in parts if part)
 
 

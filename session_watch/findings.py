@@ -25,8 +25,7 @@ class Severity(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """
-    One fault of session management, named with the line that made it.
+    """One fault of session management, named with the line that made it.
 
     Times are seconds. ``as_dict()`` has the same keys as the log line. ``subject`` says which checkout or
     session is blamed, ``episode`` what must end for the finding to be resolved, ``functions`` what the
@@ -105,7 +104,13 @@ def fingerprint(rule: str, method: str, route: str, functions: Iterable[str]) ->
 
 def sites_of(finding: Finding) -> tuple[str, ...]:
     """Every site text the finding shows, for matching by glob."""
-    shown = (finding.opened_site, finding.created_site, finding.last_site, finding.closed_site, finding.current_site)
+    shown = (
+        finding.opened_site,
+        finding.created_site,
+        finding.last_site,
+        finding.closed_site,
+        finding.current_site,
+    )
     return tuple(site for site in (*shown, *finding.stack) if site)
 
 

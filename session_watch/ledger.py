@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from session_watch import routes
@@ -31,53 +32,97 @@ class Call:
         self.ledger: Ledger | None = None
 
 
+# The seconds of an ended checkout, or outcome and seconds of an ended transaction.
+Done = float | tuple[str, float]
 Actor = weakref.ref["Task[Any]"] | weakref.ref[Call]
 
 
 class Ledger:
-    """
-    The account of one work, open until the work is over.
+    """The account of one work, open until the work is over.
 
-    Attributes that a work has only sometimes are class attributes until then: a request pays for what it uses.
+    What every work reads has a slot; the rest are class attributes until they are set.
     """
 
-    kind = "outside"
-    method = ""
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "actor",
+        "done",
+        "ended_at",
+        "endless",
+        "entry_root",
+        "error",
+        "headers",
+        "held",
+        "incidents",
+        "is_request",
+        "kind",
+        "loop",
+        "method",
+        "open",
+        "over",
+        "parent",
+        "peak",
+        "request",
+        "responded_at",
+        "response_ended_at",
+        "route",
+        "route_name",
+        "scope",
+        "started_at",
+        "status",
+        "suspects",
+        "task",
+        "thread",
+    )
+    parent: Ledger | None
     label = ""
-    scope: MutableMapping[str, Any] | None = None
-    entry_root = ""
-    route_name: Callable[[Any], str | None] | None = None
-    parent: Ledger | None = None
-    request: Ledger | None = None
-    is_request = False
-    task: Task[Any] | None = None
-    loop: AbstractEventLoop | None = None
-    thread = 0
-    started_at = 0.0
-    over = False
-    endless = False
-    ended_at: float | None = None
-    status: int | None = None
-    responded_at: float | None = None
-    response_ended_at: float | None = None
     disconnected = False
-    error: type[BaseException] | None = None
-    route: str | None = None
     request_id: str | None = None
     request_id_header = "x-request-id"
     trace_id: str | None = None
     started_by: str | None = None
-    peak = 0
-    actor: Actor | None = None
-    headers: Any = ()
     number: int | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str, *, endless: bool = False) -> None:
+        self.kind = kind
+        self.endless = endless
+        self.over = self.is_request = False
+        self.method = self.entry_root = ""
+        self.headers: Iterable[tuple[bytes, bytes]] = ()
+        self.scope: MutableMapping[str, Any] | None = None
+        self.route_name: Callable[[Any], str | None] | None = None
+        self.route: str | None = None
+        self.task: Task[Any] | None = None
+        self.loop: AbstractEventLoop | None = None
+        self.thread = self.peak = 0
+        self.started_at = 0.0
+        self.ended_at: float | None = None
+        self.responded_at: float | None = None
+        self.response_ended_at: float | None = None
+        self.status: int | None = None
+        self.error: type[BaseException] | None = None
+        self.actor: Actor | None = None
+        # The request or websocket this work runs in; None for a request itself, which would be a cycle.
+        self.request: Ledger | None = None
+        self.parent = None
+        self.suspects: deque[Transaction | Checkout] | None = None
+        self.incidents: deque[Incident] | None = None
         self.open: set[Transaction] = set()
         self.held: set[Checkout] = set()
-        self.done: deque[float | tuple[str, float]] = deque()
-        self.suspects: deque[Transaction | Checkout] = deque()
-        self.incidents: deque[Incident] = deque()
+        self.done: list[Done] = []
+
+    def suspect(self, left: Transaction | Checkout) -> None:
+        """Keep something that ended badly for the judgement. Called by the collector too: no lock."""
+        if self.suspects is None:
+            self.suspects = deque()
+        self.suspects.append(left)
+
+    def note(self, incident: Incident) -> None:
+        """Keep something that was seen once for the judgement."""
+        if self.incidents is None:
+            self.incidents = deque()
+        self.incidents.append(incident)
 
     def encloses(self, other: Ledger | None) -> bool:
         """Whether the other work runs inside this one, or is this one; ``outside`` encloses nothing."""
@@ -112,51 +157,74 @@ class Ledger:
         return self.number
 
 
-class _Nothing(deque[Any]):
-    """Where the facts of a work that is not watched go."""
+class _Nobody(Ledger):
+    """A null ledger: it keeps no facts."""
 
     def __init__(self) -> None:
-        super().__init__(maxlen=0)
+        super().__init__("excluded")
+        self.done = _Nothing()
+
+    def suspect(self, left: Transaction | Checkout) -> None:
+        """Let it go."""
+
+    def note(self, incident: Incident) -> None:
+        """Let it go."""
+
+
+class _Nothing(list[Any]):
+    """A list that stays empty."""
+
+    def append(self, _fact: Any) -> None:
+        """Let it go."""
 
 
 def outside() -> Ledger:
     """The work of everything that happens in no work: it never ends and encloses nothing."""
-    ledger = Ledger()
-    ledger.endless = True
-    return ledger
-
-
-def excluded() -> Ledger:
-    """The null work of an excluded path: what happens in it is nobody's business."""
-    ledger = Ledger()
-    ledger.kind = "excluded"
-    ledger.done = ledger.suspects = ledger.incidents = _Nothing()
-    return ledger
+    return Ledger("outside", endless=True)
 
 
 OUTSIDE = outside()
-EXCLUDED = excluded()
+# The work of an excluded path: what happens in it is nobody's business.
+EXCLUDED = _Nobody()
 
 
 class Account(weakref.ref["Session"]):
-    """What is known of one session: where it was made, who used it last, whether it was closed since."""
+    """What is known of one session: where it was made, who used it last, whether it was closed since.
 
+    Here and below: what every request sets has a slot; the rest are class attributes until it happens.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "carried",
+        "carried_at",
+        "carried_mark",
+        "closed_in",
+        "closed_mark",
+        "closing",
+        "left_by_exception",
+        "made_at",
+        "made_by",
+        "made_in",
+        "mark",
+        "transaction",
+    )
     __hash__ = object.__hash__
     __eq__ = object.__eq__
-    made_in: Ledger = OUTSIDE
-    made_by: Actor | None = None
+    made_at: float
+    made_in: Ledger
+    mark: Mark | None
+    transaction: Transaction | None
+    carried: Ledger | None
+    carried_mark: Mark | None
+    carried_at: float
+    closed_in: Ledger | None
+    closed_mark: Mark | None
+    closing: bool
+    left_by_exception: bool
+    made_by: Actor | None
     made_task: weakref.ref[Task[Any]] | None = None
-    made_at = 0.0
-    mark: Mark | None = None
     ambient: int | None = None
-    transaction: Transaction | None = None
-    carried: Ledger | None = None
-    carried_mark: Mark | None = None
-    carried_at = 0.0
-    closed_in: Ledger | None = None
-    closed_mark: Mark | None = None
-    closing = False
-    left_by_exception = False
     number: int | None = None
     expected: tuple[Any, ...] = ()
     blamed: dict[tuple[int, int, str], int] | None = None
@@ -169,42 +237,81 @@ class Account(weakref.ref["Session"]):
         return f"s{self.number}"
 
 
+def new_account(session: Session, now: float) -> Account:
+    """The account of a session that was made outside every work, as far as is known."""
+    account = Account(session)
+    account.made_at = now
+    account.made_in = OUTSIDE
+    account.mark = account.transaction = account.made_by = None
+    account.carried = account.closed_in = account.closed_mark = None
+    account.closing = account.left_by_exception = False
+    return account
+
+
 class Transaction(weakref.ref["Session"]):
     """One root transaction: a weak reference to its session that lives until the transaction ends."""
 
+    __slots__ = (
+        "__dict__",
+        "account",
+        "actor",
+        "autocommit",
+        "began_at",
+        "by_close",
+        "checkouts",
+        "committed",
+        "connected",
+        "ended_at",
+        "external",
+        "failure",
+        "last_at",
+        "last_mark",
+        "last_statement",
+        "last_was_write",
+        "ledger",
+        "mark",
+        "outcome",
+        "pending",
+        "rolled_back",
+        "savepoints",
+        "seen",
+        "statements",
+        "unflushed",
+        "writes",
+    )
     __hash__ = object.__hash__
     __eq__ = object.__eq__
     account: Account
     ledger: Ledger
     seen: Ledger
     began_at: float
-    mark: Mark | None = None
+    ended_at: float | None
+    mark: Mark | None
+    statements: int
+    writes: int
+    last_at: float | None
+    last_mark: Mark | None
+    last_statement: str | None
+    last_was_write: bool
+    checkouts: tuple[Checkout, ...]
+    connected: bool
+    committed: bool
+    by_close: bool
+    outcome: str | None
+    unflushed: tuple[Any, Any] | None
+    actor: Actor | None
+    savepoints: list[tuple[int, Failed | None]] | None
+    external: bool
+    autocommit: bool | None
+    rolled_back: bool
+    failure: Failed | None
+    pending: dict[str, int] | None
     marks: tuple[Mark, ...] = ()
-    actor: Actor | None = None
-    statements = 0
-    writes = 0
     writes_before_flush = 0
-    last_at: float | None = None
-    last_mark: Mark | None = None
-    last_statement: str | None = None
-    last_was_write = False
-    checkouts: tuple[Checkout, ...] = ()
-    savepoints: list[tuple[int, Failed | None]] | None = None
-    connected = False
-    external = False
-    autocommit: bool | None = None
-    committed = False
-    rolled_back = False
-    outcome: str | None = None
-    by_close = False
-    ended_at: float | None = None
     excused = False
     reopened = False
     closed_mark: Mark | None = None
     error: tuple[str, Mark | None] | None = None
-    failure: Failed | None = None
-    pending: dict[str, int] | None = None
-    unflushed: tuple[Any, Any] | None = None
     late = False
     temporary: frozenset[str] = frozenset()
     expected: tuple[Any, ...] = ()
@@ -214,24 +321,36 @@ class Transaction(weakref.ref["Session"]):
 class Checkout(weakref.ref[Any]):
     """One connection that is out: a weak reference to SQLAlchemy's proxy, kept in the pool record's ``info``."""
 
+    __slots__ = (
+        "__dict__",
+        "collected",
+        "ended",
+        "ended_at",
+        "ledger",
+        "pool",
+        "raw",
+        "taken_at",
+        "transaction",
+    )
     __hash__ = object.__hash__
     __eq__ = object.__eq__
     pool: PoolBook
     ledger: Ledger
     taken_at: float
-    raw = False
+    raw: bool
+    transaction: Transaction | None
+    collected: bool
+    ended: str | None
+    ended_at: float | None
     mark: Mark | None = None
     marks: tuple[Mark, ...] = ()
     actor: Actor | None = None
-    transaction: Transaction | None = None
-    collected = False
-    ended: str | None = None
-    ended_at: float | None = None
     statements = 0
     writes = 0
     last_at: float | None = None
     last_mark: Mark | None = None
     last_statement: str | None = None
+    last_was_write = False
     expected: tuple[Any, ...] = ()
     blamed: dict[tuple[int, int, str], int] | None = None
 
@@ -249,37 +368,21 @@ class Failed:
         self.writes_before = writes_before
 
 
+@dataclass(eq=False)
 class Incident:
     """Something seen once: a shared or late use, or a nested checkout, with the objects it is about."""
 
-    __slots__ = ("account", "age", "checkout", "kind", "mark", "marks", "other", "other_mark", "expected", "statement", "user")
-
-    def __init__(
-        self,
-        kind: str,
-        *,
-        account: Account | None = None,
-        checkout: Checkout | None = None,
-        other: Ledger | Checkout | None = None,
-        mark: Mark | None = None,
-        marks: tuple[Mark, ...] = (),
-        other_mark: Mark | None = None,
-        age: float | None = None,
-        statement: str | None = None,
-        user: str = "",
-        expected: tuple[Any, ...] = (),
-    ) -> None:
-        self.kind = kind
-        self.account = account
-        self.checkout = checkout
-        self.other = other
-        self.mark = mark
-        self.marks = marks
-        self.other_mark = other_mark
-        self.age = age
-        self.statement = statement
-        self.user = user
-        self.expected = expected
+    kind: str
+    account: Account | None = None
+    checkout: Checkout | None = None
+    other: Ledger | Checkout | None = None
+    mark: Mark | None = None
+    marks: tuple[Mark, ...] = ()
+    other_mark: Mark | None = None
+    age: float | None = None
+    statement: str | None = None
+    user: str = ""
+    expected: tuple[Any, ...] = ()
 
 
 def phase_of(ledger: Ledger, at: float) -> str | None:

@@ -11,14 +11,16 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
 
 from session_watch import call_site, current
-from session_watch.call_site import caller
+from session_watch.call_site import Way, caller
 from session_watch.current import CURRENT, acting, detached
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
-from session_watch.ledger import Account, Checkout, Failed, Incident, Ledger, Transaction
+from session_watch.ledger import Account, Checkout, Failed, Incident, Ledger, Transaction, new_account
 from session_watch.statements import CONTROL, WRITE, created_temporary, effect, on_temporary
 
 KEY = "session_watch"
+OPENED: list[Way] = []
+EXECUTED: list[Way] = []
 EVERY_ROUTE = "*"
 # Routes whose evidence is a whole stack: for the hour after a finding, or every route.
 hot_routes: set[str] = set()
@@ -27,12 +29,11 @@ expectations: Callable[[], tuple[Any, ...]] | None = None
 
 def account_of(session: Session) -> Account:
     """The session's account; opened here for a session that was made before anybody watched."""
-    account = session.info.get(KEY)
+    account: Account | None = session.info.get(KEY)
     # A copied ``info`` carries somebody else's account: only a reference to this very session counts.
     if account is None or account() is not session:
-        account = session.info[KEY] = Account(session)
-        account.made_at = current.clock()
-    return account  # type: ignore[no-any-return]  # session.info is a plain dict
+        account = session.info[KEY] = new_account(session, current.clock())
+    return account
 
 
 def on_transaction_create(session: Session, transaction: Any) -> None:
@@ -41,7 +42,7 @@ def on_transaction_create(session: Session, transaction: Any) -> None:
         if transaction.parent is not None:
             _inner_began(session, transaction)
             return
-        account = session.info.get(KEY)
+        account: Account | None = session.info.get(KEY)
         if account is None or account() is not session:
             account = account_of(session)
         ledger = CURRENT.get()
@@ -49,7 +50,13 @@ def on_transaction_create(session: Session, transaction: Any) -> None:
         opened.account = account
         opened.seen = ledger
         opened.began_at = now = current.clock()
-        opened.mark = caller()
+        opened.mark = caller(OPENED)
+        opened.statements = opened.writes = 0
+        opened.checkouts = ()
+        opened.last_at = opened.last_mark = opened.last_statement = opened.outcome = opened.ended_at = None
+        opened.failure = opened.pending = opened.unflushed = opened.autocommit = opened.savepoints = opened.actor = None
+        opened.committed = opened.rolled_back = opened.connected = opened.external = False
+        opened.by_close = opened.last_was_write = False
         if ledger.over:
             ledger = detached(ledger)
         if account.made_in is not ledger:
@@ -64,9 +71,7 @@ def on_transaction_create(session: Session, transaction: Any) -> None:
         opened.ledger = ledger
         if not ledger.endless:
             opened.unflushed = (session._new, session._deleted)
-            actor = acting(ledger)
-            if actor is not None:
-                opened.actor = actor
+            opened.actor = acting(ledger)
         if account.closed_mark is not None:
             _reopened(account, opened)
         if expectations is not None:
@@ -112,9 +117,9 @@ def _inner_began(session: Session, transaction: Any) -> None:
 def on_transaction_end(session: Session, transaction: Any) -> None:
     """A root transaction ended, one way or another; a savepoint is forgotten."""
     try:
-        account = session.info.get(KEY)
+        account: Account | None = session.info.get(KEY)
         opened = None if account is None else account.transaction
-        if opened is None or opened() is not session:
+        if account is None or opened is None or opened() is not session:
             return
         if transaction.parent is not None:
             if transaction.nested and opened.savepoints:
@@ -146,15 +151,14 @@ def _end(opened: Transaction, account: Account) -> None:
     if suspicious:
         opened.excused = account.left_by_exception
         opened.unflushed = None
-        ledger.suspects.append(opened)
+        ledger.suspect(opened)
     ledger.open.discard(opened)
     if ledger.over or ledger.endless or (ledger.kind == "detached" and ledger.actor is None):
         put(("transaction ended", opened))
 
 
 def _session_collected(opened: Any) -> None:
-    """
-    The collector took a session whose transaction was open.
+    """The collector took a session whose transaction was open.
 
     It may run anywhere, in anybody's context, even inside another listener: no lock, no I/O, append only.
     """
@@ -164,7 +168,7 @@ def _session_collected(opened: Any) -> None:
         opened.pending = _pending_left(opened)
         ledger = opened.ledger
         ledger.done.append(("collected", opened.ended_at - opened.began_at))
-        ledger.suspects.append(opened)
+        ledger.suspect(opened)
         ledger.open.discard(opened)
         if ledger.over or ledger.endless:
             put(("transaction ended", opened))
@@ -181,7 +185,7 @@ def _pending_left(opened: Transaction) -> dict[str, int] | None:
 def on_begin(session: Session, transaction: Any, connection: Any) -> None:
     """A session's transaction got its connection (again for each savepoint, and once per bind)."""
     try:
-        account = session.info.get(KEY)
+        account: Account | None = session.info.get(KEY)
         opened = None if account is None else account.transaction
         if opened is None:
             return
@@ -211,7 +215,7 @@ def on_commit(session: Session) -> None:
     try:
         if session.in_nested_transaction():
             return
-        account = session.info.get(KEY)
+        account: Account | None = session.info.get(KEY)
         if account is not None and account.transaction is not None:
             account.transaction.committed = True
     except Exception as error:
@@ -221,7 +225,7 @@ def on_commit(session: Session) -> None:
 def on_rollback(session: Session) -> None:
     """A transaction, or a savepoint with what was written in it, was rolled back."""
     try:
-        account = session.info.get(KEY)
+        account: Account | None = session.info.get(KEY)
         opened = None if account is None else account.transaction
         if opened is None:
             return
@@ -236,7 +240,7 @@ def on_rollback(session: Session) -> None:
 def on_soft_rollback(session: Session, previous: Any) -> None:
     """The rollback of a flush, told apart from a rollback that somebody asked for, is a failed flush."""
     try:
-        account = session.info.get(KEY)
+        account: Account | None = session.info.get(KEY)
         opened = None if account is None else account.transaction
         if opened is None or previous.nested or previous.parent is None:
             return
@@ -247,8 +251,7 @@ def on_soft_rollback(session: Session, previous: Any) -> None:
 
 
 def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:
-    """
-    A statement is about to reach the driver.
+    """A statement is about to reach the driver.
 
     SQLAlchemy runs it itself only while this returns None. While a dialect looks at a new connection there
     is no ``info`` to ask, and such statements are nobody's.
@@ -268,7 +271,7 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
         opened.statements += 1
         opened.last_at = current.clock()
         opened.last_statement = statement
-        opened.last_mark = caller()
+        opened.last_mark = caller(EXECUTED)
         opened.last_was_write = False
         if expectations is not None:
             opened.expected += expectations()
@@ -335,9 +338,9 @@ def _shared(account: Account, request: Ledger, opened: Transaction) -> None:
     lent = not made.over and made.encloses(request) and made.encloses(other)
     if other is None or lent or made.kind == "test":
         return
-    statement, mark = opened.last_statement, caller(3)
+    statement, mark = opened.last_statement, caller(None, 3)
     age = current.clock() - account.carried_at
-    request.incidents.append(
+    request.note(
         Incident(
             "shared",
             account=account,
@@ -358,7 +361,7 @@ def _late(account: Account, opened: Transaction, origin: Ledger, user: Ledger, s
         return
     opened.late = True
     since = current.clock() - (origin.ended_at or current.clock())
-    incident = Incident("late", account=account, mark=caller(3), age=since, statement=statement, user=user.name)
+    incident = Incident("late", account=account, mark=caller(None, 3), age=since, statement=statement, user=user.name)
     incident.expected = _expected_now() + opened.expected
     put(("late", (origin, incident)))
 
@@ -429,7 +432,7 @@ def checked_in(checkout: Checkout, how: str) -> None:
     if opened is not None:
         opened.checkouts = tuple(c for c in opened.checkouts if c is not checkout) if len(opened.checkouts) > 1 else ()
     elif how == "collected" and checkout.raw:
-        ledger.suspects.append(checkout)
+        ledger.suspect(checkout)
     if ledger.over or ledger.endless:
         put(("checkout ended", checkout))
 
@@ -445,9 +448,13 @@ def on_error(context: Any) -> None:
         if opened.last_was_write:
             opened.writes -= 1
             opened.last_was_write = False
-        opened.error = (describe(context.sqlalchemy_exception or context.original_exception), opened.last_mark or caller())
+        opened.error = (
+            describe(context.sqlalchemy_exception or context.original_exception),
+            opened.last_mark or caller(),
+        )
         if opened.failure is None and _aborts(connection):
-            opened.failure = Failed(*opened.error, opened.writes, flush=False)
+            error, mark = opened.error
+            opened.failure = Failed(error, mark, opened.writes, flush=False)
     except Exception as error:
         ERRORS.failed("handle_error", error)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
+from threading import get_ident
 from typing import Any
 
 from anyio import to_thread
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketDisconnect
 
 from session_watch import __version__, current, pools, routes
 from session_watch.books import BOOKS
@@ -21,12 +21,11 @@ from session_watch.settings import Settings
 from session_watch.watch import SessionWatch, default_watch, raise_if_asked
 
 KEY = "session_watch"
-get_ident = current.get_ident
+WATCHED = frozenset(("http", "websocket"))
 
 
 class SessionWatchMiddleware:
-    """
-    Watches every request and websocket of an ASGI app. Add it last: the last added is the outermost.
+    """Watches every request and websocket of an ASGI app. Add it last: the last added is the outermost.
 
     ``watch``: default the process's own, made with ``settings``. ``metrics_path``: answered here with the
     metrics; None exposes nothing. ``route_name(scope)``: the route template, for frameworks that are not
@@ -44,7 +43,9 @@ class SessionWatchMiddleware:
         route_name: Callable[[Scope], str | None] | None = None,
     ) -> None:
         if watch is not None and settings is not None and settings != watch.settings:
-            raise ValueError("SessionWatchMiddleware was given both watch and settings; give the settings to the watch.")
+            raise ValueError(
+                "SessionWatchMiddleware was given both watch and settings; give the settings to the watch."
+            )
         if page_path is not None:
             raise ValueError(f"page_path is {page_path!r}, but this version has no live page; None is accepted.")
         self.app = app
@@ -52,20 +53,36 @@ class SessionWatchMiddleware:
         self.metrics_path = _checked_path(metrics_path)
         self.route_name = route_name
         self._ready = False
+        routes.follow_quart()
         self._metrics = metrics_app(self.watch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the metrics path, or run the app as a work of its own."""
         if not self._ready:
             self._begin(scope)
-        if not self.watch.attached or scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-        elif self.metrics_path is not None and self._is_metrics(scope):
+        kind = scope["type"]
+        if kind == "http" and self.metrics_path is not None and self._is_metrics(scope):
             await self._metrics(scope, receive, send)
-        elif scope["type"] not in ("http", "websocket") or KEY in scope:
+            return
+        if not self.watch.attached or KEY in scope or kind not in WATCHED:
             await self.app(scope, receive, send)
-        else:
-            await self._watched(scope, receive, send)
+            return
+        # One coroutine only: each level costs every await of the request.
+        ledger = self._open(scope)
+        token = CURRENT.set(ledger)
+        failure: BaseException | None = None
+        try:
+            if ledger is EXCLUDED:
+                await self.app(scope, receive, send)
+            else:
+                await self.app(scope, _watching_receive(ledger, receive), _watching_send(ledger, send))
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            CURRENT.reset(token)
+            if ledger is not EXCLUDED:
+                self._close(ledger, failure)
 
     def _begin(self, scope: Scope) -> None:
         self._ready = True
@@ -78,49 +95,36 @@ class SessionWatchMiddleware:
             {
                 "version": __version__,
                 "mode": "single process: with several workers each scrape sees one",
-                "outermost": "session_watch_inner" not in scope and not _inside_starlette(scope),
+                "outermost": self._is_outermost(scope.get("app")),
                 "pools": sorted(state.name for state in pools.states()),
                 "rules_off": sorted(self.watch.settings.rules_off),
                 "metrics_path": self.metrics_path or "",
             }
         )
 
+    def _is_outermost(self, app: Any) -> bool:
+        """Whether no other middleware of the application's own stands around this one."""
+        added = getattr(app, "user_middleware", None)
+        return not added or getattr(added[0], "cls", None) is type(self)
+
     def _give_way(self, scope: Scope) -> None:
         """A route of the application's own with exactly this path goes before ours."""
         path = self.metrics_path
-        if path is not None and any(routes.owns_path(app, path) for app in (scope.get("app"), self.app) if app is not None):
+        if path is not None and any(
+            routes.owns_path(app, path) for app in (scope.get("app"), self.app) if app is not None
+        ):
             self.metrics_path = None
-            ERRORS.count("metrics path taken")
+            ERRORS.failed("metrics_path is a route of the application", LookupError())
 
     def _is_metrics(self, scope: Scope) -> bool:
         return scope["type"] == "http" and routes.path_below_root(scope) == self.metrics_path
-
-    async def _watched(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ledger = self._open(scope)
-        token = CURRENT.set(ledger)
-        if ledger is EXCLUDED:
-            try:
-                await self.app(scope, receive, send)
-            finally:
-                CURRENT.reset(token)
-            return
-        failure: BaseException | None = None
-        try:
-            await self.app(scope, _watching_receive(ledger, receive), _watching_send(ledger, send))
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            CURRENT.reset(token)
-            self._close(ledger, failure)
 
     def _open(self, scope: Scope) -> Ledger:
         settings = self.watch.settings
         if settings.exclude_paths and settings.excluded(scope.get("path", "")):
             scope[KEY] = EXCLUDED
             return EXCLUDED
-        ledger = Ledger()
-        ledger.kind = "request" if scope["type"] == "http" else "websocket"
+        ledger = Ledger("request" if scope["type"] == "http" else "websocket")
         ledger.is_request = True
         ledger.scope = scope
         ledger.headers = scope.get("headers") or ()
@@ -133,8 +137,8 @@ class SessionWatchMiddleware:
         if not enclosing.endless:
             ledger.parent = _open_encloser(enclosing)
         ledger.thread = get_ident()
-        ledger.task = asyncio.current_task()
-        ledger.loop = asyncio.get_running_loop()
+        ledger.loop = loop = asyncio.get_running_loop()
+        ledger.task = asyncio.current_task(loop)
         ledger.started_at = current.clock()
         open_ledgers.add(ledger)
         scope[KEY] = ledger
@@ -151,8 +155,7 @@ class SessionWatchMiddleware:
 
 
 def _open_encloser(enclosing: Ledger | None) -> Ledger | None:
-    """
-    The test or job around a request.
+    """The test or job around a request.
 
     Servers hand their contexts from one request of a connection to the next, so another request, or a work
     that is over, encloses nothing.
@@ -188,18 +191,13 @@ def _watching_receive(ledger: Ledger, receive: Receive) -> Receive:
 
 
 def _checked_path(path: str | None) -> str | None:
-    if path is not None and (not isinstance(path, str) or not path.startswith("/") or path == "/"):
+    if path is not None and (not str(path).startswith("/") or path == "/"):
         raise ValueError(f'metrics_path is {path!r}; a path such as "/metrics", or None, is accepted.')
     return path
 
 
-def _inside_starlette(scope: MutableMapping[str, Any]) -> bool:
-    return False
-
-
 def metrics_app(watch: SessionWatch | None = None) -> ASGIApp:
-    """
-    An ASGI app that answers with the metrics of the watch's registry (default: the process's own watch).
+    """An ASGI app that answers with the metrics of the watch's registry (default: the process's own watch).
 
     The text is encoded off the event loop.
     """
@@ -210,7 +208,10 @@ def metrics_app(watch: SessionWatch | None = None) -> ASGIApp:
         registry = (watch if watch is not None else default_watch()).registry
         accepted = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         body, content_type = await to_thread.run_sync(_encode, registry, accepted)
-        headers = [(b"content-type", content_type.encode("latin-1")), (b"content-length", str(len(body)).encode())]
+        headers = [
+            (b"content-type", content_type.encode("latin-1")),
+            (b"content-length", str(len(body)).encode()),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -220,6 +221,3 @@ def metrics_app(watch: SessionWatch | None = None) -> ASGIApp:
 def _encode(registry: CollectorRegistry, accepted: str) -> tuple[bytes, str]:
     encoder, content_type = choose_encoder(accepted)
     return encoder(registry), content_type
-
-
-__all__ = ["SessionWatchMiddleware", "WebSocketDisconnect", "metrics_app"]

@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
 
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 KEPT = 100_000
 
 
-class Waiter(NamedTuple):
-    """Somebody who asks a pool for a connection: the work, and since when (seconds)."""
-
-    ledger: Ledger
-    since: float
-
-
 class PoolBook:
     """What is known of one pool. Holds the pool weakly; times in seconds."""
 
@@ -34,7 +27,8 @@ class PoolBook:
         self.engine = weakref.ref(engine) if engine is not None else None
         self.shares_connections = isinstance(pool, StaticPool | SingletonThreadPool)
         self.limit = _limit(pool)
-        self.waiters: dict[int, Waiter] = {}
+        # Who waits for a connection, and since when (seconds of the clock).
+        self.waiters: dict[int, tuple[Ledger, float]] = {}
         self.out: set[Checkout] = set()
         self.peak = 0
         self.waits: deque[float] = deque(maxlen=KEPT)
@@ -150,7 +144,8 @@ class PoolState:
 
 def states() -> tuple[PoolState, ...]:
     """Every pool that is in use, read from the pools themselves where they keep an account."""
-    return tuple(_state(book) for book in sorted(tuple(POOLS.values()), key=lambda b: b.name) if book.current)
+    books = [book for book in tuple(POOLS.values()) if book.current]
+    return tuple(_state(book) for book in sorted(books, key=lambda book: book.name))
 
 
 def _state(book: PoolBook) -> PoolState:
@@ -165,4 +160,4 @@ def start_new_peaks() -> None:
         book.peak = len(book.out)
 
 
-__all__ = ["POOLS", "GONE", "PoolBook", "PoolState", "book_of", "start_new_peaks", "states"]
+__all__ = ["GONE", "POOLS", "PoolBook", "PoolState", "book_of", "start_new_peaks", "states"]

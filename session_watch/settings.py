@@ -395,9 +395,7 @@ class Settings:
         '"raise": the work that closes raises one SessionLeakError for its own certain errors, after all'
         " sinks; for tests and development, as the response is already sent.",
     )
-    held_too_long: float = _setting(
-        30.0, _SECONDS, "Seconds a checkout may be out before held-too-long fires."
-    )
+    held_too_long: float = _setting(30.0, _SECONDS, "Seconds a checkout may be out before held-too-long fires.")
     idle_in_transaction: float = _setting(
         10.0,
         _SECONDS,
@@ -483,8 +481,7 @@ class Settings:
     request_id_header: str = _setting(
         "x-request-id",
         _HEADER,
-        "Request header with the request's id. Without it: the id in structlog's or asgi-correlation-id's"
-        " context.",
+        "Request header with the request's id. Without it: the id in structlog's or asgi-correlation-id's context.",
     )
 
     def __post_init__(self) -> None:

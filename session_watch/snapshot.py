@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from session_watch.call_site import resolve
 from session_watch.facts import (
@@ -33,8 +33,7 @@ def freeze(
     incidents: Iterable[Incident] = (),
     by_itself: bool = False,
 ) -> Snapshot:
-    """
-    The chosen part of a work's account as of ``at`` (seconds of the clock).
+    """The chosen part of a work's account as of ``at`` (seconds of the clock).
 
     ``by_itself``: judge it as if the work were over, because that work's end may never come.
     """
@@ -46,7 +45,7 @@ def freeze(
         number=ledger.identity,
         transactions=tuple(transaction_facts(t) for t in transactions),
         checkouts=tuple(checkout_facts(c) for c in checkouts),
-        shared=tuple(_shared(i, at) for i in seen if i.kind == "shared"),
+        shared=tuple(_shared(i, phase_of(ledger, at)) for i in seen if i.kind == "shared"),
         late=tuple(_late(i) for i in seen if i.kind == "late"),
         nested=tuple(_nested(i) for i in seen if i.kind == "nested"),
     )
@@ -192,10 +191,8 @@ def _stack(marks: tuple[Any, ...]) -> tuple[Site, ...]:
     return tuple(site for site in sites if site is not None) if len(marks) > 1 else ()
 
 
-def _shared(incident: Incident, at: float) -> SharedUse:
-    account, other = incident.account, incident.other
-    assert isinstance(account, Account)
-    assert isinstance(other, Ledger)
+def _shared(incident: Incident, phase: str | None) -> SharedUse:
+    account, other = cast("Account", incident.account), cast("Ledger", incident.other)
     return SharedUse(
         session_id=account.session_id,
         other=work_facts(other),
@@ -204,6 +201,7 @@ def _shared(incident: Incident, at: float) -> SharedUse:
         created_site=resolve(account.mark),
         opened_site=resolve(incident.mark),
         last_statement=incident.statement,
+        phase=phase,
         stack=_stack(incident.marks),
         subject=account,
         expected=_expected(incident.expected, account.expected),
@@ -211,8 +209,7 @@ def _shared(incident: Incident, at: float) -> SharedUse:
 
 
 def _late(incident: Incident) -> LateUse:
-    account = incident.account
-    assert isinstance(account, Account)
+    account = cast("Account", incident.account)
     return LateUse(
         session_id=account.session_id,
         user=incident.user,
@@ -227,9 +224,7 @@ def _late(incident: Incident) -> LateUse:
 
 
 def _nested(incident: Incident) -> NestedCheckout:
-    checkout, held = incident.checkout, incident.other
-    assert isinstance(checkout, Checkout)
-    assert isinstance(held, Checkout)
+    checkout, held = cast("Checkout", incident.checkout), cast("Checkout", incident.other)
     holder, taker = held.transaction, checkout.transaction
     return NestedCheckout(
         pool=checkout.pool.name,

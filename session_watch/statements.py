@@ -8,20 +8,35 @@ WRITE, CONTROL, READ = 2, 1, 0
 SKIP = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*", re.DOTALL)
 WORD = re.compile(r"[A-Za-z]+")
 WRITES = frozenset(
-    ("INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE", "CREATE", "ALTER", "DROP", "TRUNCATE", "COMMENT", "GRANT", "REVOKE")
+    (
+        "INSERT",
+        "UPDATE",
+        "DELETE",
+        "MERGE",
+        "REPLACE",
+        "CREATE",
+        "ALTER",
+        "DROP",
+        "TRUNCATE",
+        "COMMENT",
+        "GRANT",
+        "REVOKE",
+    )
 )
 CONTROLS = frozenset(("SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT", "START", "PREPARE"))
-WITH_WRITE = re.compile(r"\b(?:INSERT\s+INTO|UPDATE\s+[\w.\"`\[]+.*?\bSET|DELETE\s+FROM|MERGE\s+INTO)\b", re.I | re.S)
-COPY_FROM = re.compile(r"\bCOPY\s+[\w.\"]+\s*(?:\([^)]*\))?\s*FROM\b", re.I)
-TEMPORARY = re.compile(r"\s*CREATE\s+(?:(?:GLOBAL|LOCAL)\s+)?(?:TEMP|TEMPORARY)\b", re.I)
+WITH_WRITE = re.compile(
+    r"\b(?:INSERT\s+INTO|UPDATE\s+[\w.\"`\[]+.*?\bSET|DELETE\s+FROM|MERGE\s+INTO)\b", re.IGNORECASE | re.DOTALL
+)
+COPY_FROM = re.compile(r"\bCOPY\s+[\w.\"]+\s*(?:\([^)]*\))?\s*FROM\b", re.IGNORECASE)
+TEMPORARY = re.compile(r"\s*CREATE\s+(?:(?:GLOBAL|LOCAL)\s+)?(?:TEMP|TEMPORARY)\b", re.IGNORECASE)
 NAME = r"((?:[\w$]+|\"[^\"]+\"|`[^`]+`|\[[^\]]+\])(?:\.(?:[\w$]+|\"[^\"]+\"|`[^`]+`|\[[^\]]+\]))*)"
 TARGET = re.compile(
     r"\b(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|REPLACE\s+INTO|MERGE\s+INTO|DELETE\s+FROM(?:\s+ONLY)?|UPDATE(?:\s+ONLY)?|COPY|TRUNCATE(?:\s+TABLE)?"
     r"|(?:CREATE|ALTER|DROP)\s+(?:(?:GLOBAL|LOCAL|TEMP|TEMPORARY|UNLOGGED|UNIQUE)\s+)*(?:TABLE|INDEX|VIEW)"
     r"(?:\s+IF\s+(?:NOT\s+)?EXISTS)?|FROM|INTO)\s+" + NAME,
-    re.I,
+    re.IGNORECASE,
 )
-STRINGS = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.S)
+STRINGS = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.DOTALL)
 NUMBERS = re.compile(r"(?<![\w$:%@.])\d+(?:\.\d+)?\b")
 
 _effects: dict[str, int] = {}
@@ -45,8 +60,8 @@ def _effect(sql: str) -> int:
         return READ if TEMPORARY.match(_from_first_word(sql)) else WRITE
     if word in CONTROLS:
         return CONTROL
-    if word == "WITH" or word == "EXPLAIN":
-        return WRITE if word == "WITH" and WITH_WRITE.search(STRINGS.sub("''", sql)) else READ
+    if word == "WITH":
+        return WRITE if WITH_WRITE.search(STRINGS.sub("''", sql)) else READ
     return WRITE if word == "COPY" and COPY_FROM.search(sql) else READ
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from session_watch.findings import Finding, Resolved
 from session_watch.inbox import ERRORS
-from session_watch.ledger import Ledger
+from session_watch.ledger import Done, Ledger
 
 WAIT_BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 USE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -88,9 +88,11 @@ class Tally:
             counts = self.by_route[key] = RouteCounts()
         return counts
 
-    def add(self, ledger: Ledger, done: Sequence[float | tuple[str, float]]) -> None:
-        """Add what a work has done: the seconds of each ended checkout, and each ended transaction."""
-        counts = self.counts_of(ledger.method, ledger.route_label())
+    def add(self, ledger: Ledger, done: Sequence[Done], peak: int) -> None:
+        """Add what a work has done: the seconds of each ended checkout, each ended transaction, its peak."""
+        counts = self.by_route.get((ledger.method, ledger.route or ""))
+        if counts is None:
+            counts = self.counts_of(ledger.method, ledger.route_label())
         for fact in done:
             if isinstance(fact, tuple):
                 outcome, seconds = fact
@@ -99,11 +101,8 @@ class Tally:
             else:
                 counts.checkouts += 1
                 counts.seconds += fact
-
-    def add_peak(self, peak: int) -> None:
-        """Count the most connections one finished work held at once."""
         if peak:
-            self.per_work.observe(float(peak))
+            self.per_work.observe(peak)
 
     def add_pool(self, name: str, waits: Sequence[float], uses: Sequence[float]) -> None:
         """Add the waits and holds of one pool, in seconds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -27,7 +28,7 @@ from session_watch.expecting import decorated
 from session_watch.facts import Snapshot
 from session_watch.findings import Finding, Resolved, Severity, sites_of
 from session_watch.inbox import ERRORS
-from session_watch.ledger import Checkout, Ledger, Transaction
+from session_watch.ledger import Checkout, Done, Ledger, Transaction
 from session_watch.pools import PoolBook
 from session_watch.request_ids import request_id_of
 from session_watch.rules import BLAME, RULES, rank
@@ -80,8 +81,7 @@ class Held:
 
 
 class SessionWatch:
-    """
-    One monitor of the process's database sessions.
+    """One monitor of the process's database sessions.
 
     ``settings``: default ``Settings.from_env()``. ``registry``: where its metrics are registered while it is
     attached (default: prometheus_client's own). ``sinks``: callables that get each finding (default: the
@@ -161,10 +161,8 @@ class SessionWatch:
         if self._clock is not time.monotonic and current.clock is self._clock:
             current.clock = time.monotonic
         listeners.hot_routes.clear()
-        try:
+        with contextlib.suppress(KeyError):  # it never got in
             self.registry.unregister(self._collector)
-        except KeyError:  # it never got in
-            pass
         if self._callback is not None:
             self._callback.stop()
 
@@ -172,7 +170,9 @@ class SessionWatch:
         """Attach."""
         return self.attach()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Detach."""
         self.detach()
 
@@ -320,7 +320,7 @@ class SessionWatch:
         with self._lock:
             findings = self._episodes.pop(episode, [])
         for finding in findings:
-            taken_at = getattr(episode, "taken_at", None) or getattr(episode, "began_at", at)
+            taken_at: Any = getattr(episode, "taken_at", None) or getattr(episode, "began_at", at)
             resolved = Resolved(
                 rule=finding.rule,
                 route=finding.route,
@@ -342,11 +342,11 @@ class SessionWatch:
                     # A log that cannot be written must not be told of in the log.
                     ERRORS.count("sink")
 
-    def count(self, ledger: Ledger, done: Sequence[float | tuple[str, float]], peak: int) -> None:
-        """Add what a work has done."""
+    def count(self, several: Sequence[tuple[Ledger, Sequence[Done], int]]) -> None:
+        """Add what these works have done, and the most connections each held at once (0: counted before)."""
         with self._lock:
-            self.tally.add(ledger, done)
-            self.tally.add_peak(peak)
+            for ledger, done, peak in several:
+                self.tally.add(ledger, done, peak)
 
     def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:
         """Add a pool's waits and holds, in seconds."""
@@ -435,7 +435,7 @@ class Job:
     """A block or a function as a work of kind ``job``: ``with``, ``async with``, or a decorator."""
 
     def __init__(self, name: str, watch: SessionWatch) -> None:
-        if not isinstance(name, str) or not name.strip():
+        if not str(name or "").strip():
             raise ValueError(f"job(name) is {name!r}; a name that is not empty is accepted.")
         self._name = name
         self._watch = watch
@@ -444,8 +444,7 @@ class Job:
     def __enter__(self) -> Job:
         """Begin the work."""
         self._watch.attach()
-        ledger = Ledger()
-        ledger.kind = "job"
+        ledger = Ledger("job")
         ledger.label = self._name
         enclosing = CURRENT.get()
         while enclosing.over and enclosing.parent is not None:
@@ -457,20 +456,22 @@ class Job:
         self._entered.append((ledger, CURRENT.set(ledger)))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End and judge it."""
         ledger, token = self._entered.pop()
-        try:
+        with contextlib.suppress(ValueError):  # left in another context than it was entered in
             CURRENT.reset(token)
-        except ValueError:  # left in another context than it was entered in
-            pass
         raise_if_asked(BOOKS.settle(ledger, kind), self._watch, error)
 
     async def __aenter__(self) -> Job:
         """Begin the work."""
         return self.__enter__()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End and judge it."""
         self.__exit__(kind, error, trace)
 
@@ -498,8 +499,7 @@ _default_lock = threading.Lock()
 
 
 def default_watch(settings: Settings | None = None) -> SessionWatch:
-    """
-    The process's own watch, made with ``settings`` or ``Settings.from_env()`` when it is first asked for.
+    """The process's own watch, made with ``settings`` or ``Settings.from_env()`` when it is first asked for.
 
     Raises ValueError when other settings are asked for later; it names both places.
     """

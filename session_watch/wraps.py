@@ -1,4 +1,4 @@
-"""The few public methods of SQLAlchemy that no event covers, wrapped on their classes; taken off again without a trace."""
+"""The few public methods of SQLAlchemy that no event covers, wrapped on their classes, and taken off again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
 
 from session_watch import current, listeners
-from session_watch.call_site import caller, learn_endpoint
+from session_watch.call_site import Way, caller, learn_endpoint
 from session_watch.current import CURRENT, acting, detached, running_task
 from session_watch.inbox import ERRORS, put
-from session_watch.ledger import Account, Checkout, Failed, Incident, Ledger, Transaction
+from session_watch.ledger import Account, Call, Checkout, Failed, Incident, Ledger, Transaction, new_account
 from session_watch.listeners import KEY, account_of
-from session_watch.pools import POOLS, PoolBook, Waiter, book_of
+from session_watch.pools import POOLS, PoolBook, book_of
 
 SESSION_FILE = sqlalchemy.orm.session.__file__
+MADE: list[Way] = []
+CLOSED: list[Way] = []
 _active = False
 
 
@@ -34,8 +36,7 @@ def _made(original: Callable[..., None]) -> Callable[..., None]:
         if not _active:
             return
         try:
-            account = self.info[KEY] = Account(self)
-            account.made_at = current.clock()
+            account = self.info[KEY] = new_account(self, current.clock())
             ambient = sys.exc_info()[1]
             if ambient is not None:
                 account.ambient = id(ambient)
@@ -48,10 +49,8 @@ def _made(original: Callable[..., None]) -> Callable[..., None]:
                 if ledger.scope is not None:
                     learn_endpoint(ledger.scope)
                 account.made_in = ledger
-                actor = acting(ledger)
-                if actor is not None:
-                    account.made_by = actor
-            account.mark = caller()
+                account.made_by = acting(ledger)
+            account.mark = caller(MADE)
             if listeners.expectations is not None:
                 account.expected = listeners.expectations()
         except Exception as error:
@@ -71,12 +70,12 @@ def _closed(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap ``close``, ``reset`` and ``invalidate``: what was pending is gone when their events fire."""
 
     @functools.wraps(original)
-    def close(self: Session, *args: Any, **kwargs: Any) -> None:
+    def close(self: Session) -> None:
         if not _active:
-            return original(self, *args, **kwargs)
+            return original(self)
         account = _closing(self)
         try:
-            return original(self, *args, **kwargs)
+            return original(self)
         finally:
             if account is not None:
                 account.closing = account.left_by_exception = False
@@ -87,7 +86,7 @@ def _closed(original: Callable[..., None]) -> Callable[..., None]:
 
 def _closing(session: Session) -> Account | None:
     try:
-        account = session.info.get(KEY)
+        account: Account | None = session.info.get(KEY)
         if account is None or account() is not session:
             account = account_of(session)
         opened = account.transaction
@@ -95,12 +94,12 @@ def _closing(session: Session) -> Account | None:
             _look_before_close(session, account, opened)
         if not account.closing:
             account.closing = True
-            account.closed_mark = caller()
+            account.closed_mark = caller(CLOSED)
             account.closed_in = CURRENT.get()
     except Exception as error:
         ERRORS.failed("Session.close", error)
         return None
-    return account  # type: ignore[no-any-return]  # session.info is a plain dict
+    return account
 
 
 def _look_before_close(session: Session, account: Account, opened: Transaction) -> None:
@@ -160,7 +159,7 @@ def _leaving(session: Session, type_: Any) -> None:
         if type_ is not None and type_ is not GeneratorExit:
             account.left_by_exception = True
         account.closing = True
-        account.closed_mark = caller(3)
+        account.closed_mark = caller(None, 3)
         account.closed_in = CURRENT.get()
     except Exception as error:
         ERRORS.failed("AsyncSession.__aexit__", error)
@@ -196,7 +195,7 @@ def _connect(original: Callable[..., PoolProxiedConnection]) -> Callable[..., Po
         book = POOLS.get(id(self)) or _book(self)
         since = current.clock()
         ledger = CURRENT.get()
-        waiter = Waiter(ledger, since)
+        waiter = (ledger, since)
         if book is not None:
             book.waiters[id(waiter)] = waiter
         try:
@@ -231,6 +230,8 @@ def _book_checkout(proxy: PoolProxiedConnection, book: PoolBook, ledger: Ledger,
         checkout = Checkout(proxy, _proxy_collected)
         now = checkout.taken_at = current.clock()
         checkout.pool = book
+        checkout.transaction = checkout.ended = checkout.ended_at = None
+        checkout.raw = checkout.collected = False
         if ledger.over:
             ledger = detached(ledger)
         checkout.ledger = ledger
@@ -241,12 +242,10 @@ def _book_checkout(proxy: PoolProxiedConnection, book: PoolBook, ledger: Ledger,
         if held and not ledger.endless:
             _look_for_nesting(checkout, ledger, since)
         held.add(checkout)
-        if len(held) > ledger.peak:
-            ledger.peak = len(held)
+        ledger.peak = max(ledger.peak, len(held))
         book.waits.append(now - since)
         book.out.add(checkout)
-        if len(book.out) > book.peak:
-            book.peak = len(book.out)
+        book.peak = max(book.peak, len(book.out))
     except Exception as error:
         ERRORS.failed("Pool.connect", error)
 
@@ -261,7 +260,7 @@ def _asked_by_session() -> bool:
 
 def _mark_raw(checkout: Checkout, ledger: Ledger) -> None:
     checkout.raw = True
-    checkout.mark = caller(4)
+    checkout.mark = caller(None, 4)
     if ledger.scope is not None:
         learn_endpoint(ledger.scope)
     if not ledger.endless:
@@ -285,9 +284,9 @@ def _look_for_nesting(checkout: Checkout, ledger: Ledger, since: float) -> None:
     for held in tuple(ledger.held):
         if held.pool is checkout.pool and _same_actor(_actor_of(held), actor):
             age = since - held.taken_at
-            incident = Incident("nested", checkout=checkout, other=held, mark=caller(4), age=age)
+            incident = Incident("nested", checkout=checkout, other=held, mark=caller(None, 4), age=age)
             incident.expected = () if listeners.expectations is None else listeners.expectations()
-            ledger.incidents.append(incident)
+            ledger.note(incident)
             return
 
 
@@ -297,7 +296,7 @@ def _actor_of(held: Checkout) -> Any:
 
 def _same_actor(one: Any, other: Any) -> bool:
     who, whom = (None if a is None else a() for a in (one, other))
-    threads = [isinstance(a, current.Call) for a in (who, whom)]
+    threads = [isinstance(a, Call) for a in (who, whom)]
     return who is whom or (all(threads) or (any(threads) and None in (one, other)))
 
 
@@ -318,7 +317,7 @@ def _used_after_failure() -> None:
         session = _session_above(sys._getframe(2))
         opened = None if session is None else account_of(session).transaction
         if opened is not None:
-            error, mark = opened.error or ("flush failed", caller(3))
+            error, mark = opened.error or ("flush failed", caller(None, 3))
             opened.failure = opened.failure or Failed(error, mark, opened.writes, flush=False)
             opened.failure.used_again = True
     except Exception as error:

@@ -72,9 +72,7 @@ def serve(watch: SessionWatch, host: str, port: int) -> Iterator[Served]:
         from session_watch.demo.app import app
 
         in_flight = InFlight(SessionWatchMiddleware(app, watch=watch, metrics_path="/metrics"))
-        server = _Server(
-            uvicorn.Config(in_flight, log_config=None, access_log=False, timeout_graceful_shutdown=2)
-        )
+        server = _Server(uvicorn.Config(in_flight, log_config=None, access_log=False, timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.serve_on, args=(listener,), name="demo server", daemon=True)
         thread.start()
         try:

@@ -14,19 +14,20 @@ CLOSING_TIME = 1.0
 
 
 def left_open(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
-    """
-    A session still held a connection when the work it belongs to was over.
+    """A session still held a connection when the work it belongs to was over.
 
     Why it matters: the pool is one connection poorer until somebody closes the session or the garbage
     collector happens to find it. A few such requests, and every other request waits for a connection.
 
     The way out: open the session with ``with`` or ``async with``, or in a ``yield`` dependency that closes it.
     """
-    report = Report("left-open", snapshot, settings, 'Open the session with "with" / "async with" or a yield dependency.')
+    report = Report(
+        "left-open", snapshot, settings, 'Open the session with "with" / "async with" or a yield dependency.'
+    )
     for facts in _left(snapshot):
         if not facts.reopened:
             yield report.about_transaction(
-                f"{_held(snapshot, facts)}; opened at {place(facts.opened_site)}.",
+                f"{_held(snapshot, facts)}; opened at {place(facts.opened_site)}{_elsewhere(facts)}.",
                 facts,
                 subject=facts.session,
                 episode=facts.subject,
@@ -34,8 +35,7 @@ def left_open(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
 
 
 def reopened_after_close(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
-    """
-    A session was closed, used again, and then still held a connection when its work was over.
+    """A session was closed, used again, and then still held a connection when its work was over.
 
     Why it matters: a closed SQLAlchemy session is not finished. Its next use silently begins a new
     transaction on a new connection, and whoever closed it has no reason to close it again.
@@ -54,6 +54,13 @@ def reopened_after_close(snapshot: Snapshot, settings: Settings) -> Iterator[Fin
                 subject=facts.session,
                 episode=facts.subject,
             )
+
+
+def _elsewhere(facts: TransactionFacts) -> str:
+    """Where the session was made, if another function made it: that may be the line to mend."""
+    created, opened = facts.created_site, facts.opened_site
+    same = created is None or opened is None or created.function == opened.function
+    return "" if same else f", made at {created}"
 
 
 def _left(snapshot: Snapshot) -> Iterator[TransactionFacts]:
@@ -76,8 +83,7 @@ def _held(snapshot: Snapshot, facts: TransactionFacts) -> str:
 
 
 def connection_left_open(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
-    """
-    A connection taken without a session, by ``engine.connect()``, was still out when its work was over.
+    """A connection taken without a session, by ``engine.connect()``, was still out when its work was over.
 
     Why it matters: as with a session left open, the pool is one connection poorer.
 
@@ -99,8 +105,7 @@ def connection_left_open(snapshot: Snapshot, settings: Settings) -> Iterator[Fin
 
 
 def left_to_gc(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
-    """
-    An open session or connection was dropped, and the garbage collector took it.
+    """An open session or connection was dropped, and the garbage collector took it.
 
     Why it matters: when that happens is chance. Until then the connection is missing from the pool, and
     with an async driver it cannot even be returned: it is thrown away, with a warning about another line.

@@ -13,8 +13,7 @@ ENDED_WITHOUT_COMMIT = ("closed_uncommitted", "collected")
 
 
 def uncommitted(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
-    """
-    A work that succeeded had written, but its transaction ended without a commit.
+    """A work that succeeded had written, but its transaction ended without a commit.
 
     Why it matters: closing a session rolls back. The client was told "200 OK", and the rows are gone;
     no error is raised anywhere.
@@ -26,17 +25,16 @@ def uncommitted(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
     report = Report("uncommitted", snapshot, settings, hint)
     for facts in _lost(snapshot):
         if facts.outcome in ENDED_WITHOUT_COMMIT and facts.writes and facts.failure is None:
-            what = "1 write" if facts.writes == 1 else f"{facts.writes} writes"
+            what = "1 write of its session was" if facts.writes == 1 else f"{facts.writes} writes of its session were"
             text = (
-                f"{snapshot.work.name} succeeded, but {what} of its session were rolled back by the close without a "
-                f"commit; last statement at {place(facts.last_site)}, opened at {place(facts.opened_site)}."
+                f"{snapshot.work.name} succeeded, but {what} rolled back by the close without a commit; "
+                f"last statement at {place(facts.last_site)}, opened at {place(facts.opened_site)}."
             )
             yield report.about_transaction(text, facts, subject=facts.subject)
 
 
 def unflushed(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
-    """
-    A work that succeeded threw away objects that waited in its session for the next flush.
+    """A work that succeeded threw away objects that waited in its session for the next flush.
 
     Why it matters: ``session.add()`` only notes the object. Without a flush and a commit no statement is
     ever sent, and nothing complains.
@@ -49,7 +47,7 @@ def unflushed(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
         severity = _severity(facts, snapshot.work.method)
         if severity is not None and facts.failure is None:
             text = (
-                f"{snapshot.work.name} succeeded, but {_objects(facts)} in its session were never flushed; "
+                f"{snapshot.work.name} succeeded, but {_objects(facts)} never flushed; "
                 f"opened at {place(facts.opened_site)}."
             )
             yield report.about_transaction(text, facts, severity=severity, subject=facts.subject)
@@ -71,12 +69,12 @@ def _severity(facts: TransactionFacts, method: str) -> Severity | None:
 def _objects(facts: TransactionFacts) -> str:
     words = {"new": "new", "deleted": "deleted", "dirty": "changed"}
     counted = [f"{facts.pending[key]} {word}" for key, word in words.items() if facts.pending.get(key)]
-    return f"{' and '.join(counted)} objects"
+    what = "object of its session was" if sum(facts.pending.values()) == 1 else "objects of its session were"
+    return f"{' and '.join(counted)} {what}"
 
 
 def failed_transaction(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
-    """
-    A transaction had failed and was used on, or its earlier writes were lost with it.
+    """A transaction had failed and was used on, or its earlier writes were lost with it.
 
     Why it matters: after a failed flush, or any failed statement on PostgreSQL, the transaction can only be
     rolled back. What is tried next fails with an error far from its cause; a commit silently rolls back.
@@ -94,7 +92,11 @@ def failed_transaction(snapshot: Snapshot, settings: Settings) -> Iterator[Findi
         explicit = facts.outcome == "rolled_back" and not facts.by_close
         lost = failure.wrote_before and work.over and work.succeeded and not explicit and not facts.excused
         if failure.used_again or (lost and facts.outcome is not None):
-            then = "its session was used again without a rollback" if failure.used_again else "its earlier writes were lost with it"
+            then = (
+                "its session was used again without a rollback"
+                if failure.used_again
+                else "its earlier writes were lost with it"
+            )
             what = "A flush" if failure.flush else "A statement"
             text = f"{what} of {work.name} failed ({failure.error}) at {place(failure.site)}, and {then}."
             yield report.about_transaction(text, facts, error=failure.error, subject=facts.subject)

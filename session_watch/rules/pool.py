@@ -11,8 +11,7 @@ from session_watch.settings import Settings
 
 
 def nested_connections(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
-    """
-    Somebody who holds a connection of a bounded pool took another one of the same pool.
+    """Somebody who holds a connection of a bounded pool took another one of the same pool.
 
     Why it matters: under load every connection may be held by a request that waits for its second one. Then
     none can go on: the pool is deadlocked until the time-out.

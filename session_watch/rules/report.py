@@ -127,3 +127,8 @@ def _connection(hold: CheckoutFacts | None, at: float, last_at: float | None) ->
 def place(site: Site | None) -> str:
     """The site as it stands in a sentence."""
     return NOWHERE if site is None else str(site)
+
+
+def made(site: Site | None) -> str:
+    """Where a session was made, as it stands in a sentence."""
+    return "made before the watch was attached" if site is None else f"made at {site}"

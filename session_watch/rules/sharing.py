@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 from session_watch.facts import Snapshot
 from session_watch.findings import Finding, text_of
-from session_watch.rules.report import Report, place
+from session_watch.rules.report import Report, made, place
 from session_watch.settings import Settings
 
 
 def shared_across_requests(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
-    """
-    A session carried its state from one request into another.
+    """A session carried its state from one request into another.
 
     Why it matters: both requests see each other's objects and uncommitted changes, one request's rollback
     undoes the other's work, and a failure in one poisons all that follow until the process is restarted.
@@ -25,7 +24,7 @@ def shared_across_requests(snapshot: Snapshot, settings: Settings) -> Iterator[F
     for use in snapshot.shared:
         text = (
             f"{snapshot.work.name} used a session that still carried the state of {use.other.name} "
-            f"({place(use.other_site)}); used at {place(use.opened_site)}, made at {place(use.created_site)}."
+            f"({place(use.other_site)}); used at {place(use.opened_site)}, {made(use.created_site)}."
         )
         other = {
             "role": "work",
@@ -50,8 +49,7 @@ def shared_across_requests(snapshot: Snapshot, settings: Settings) -> Iterator[F
 
 
 def used_after_request(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
-    """
-    A session of a request was used after the request was over.
+    """A session of a request was used after the request was over.
 
     Why it matters: the response has been sent and the session closed. The task that goes on with it opens a
     new transaction on a connection nobody gives back, and what it writes may never be committed.
@@ -62,7 +60,7 @@ def used_after_request(snapshot: Snapshot, settings: Settings) -> Iterator[Findi
     for use in snapshot.late:
         text = (
             f"A session of {snapshot.work.name} was used {use.late_seconds:.2f} s after the request was over, "
-            f"by {use.user} at {place(use.opened_site)}; made at {place(use.created_site)}."
+            f"by {use.user} at {place(use.opened_site)}; {made(use.created_site)}."
         )
         yield report.finding(
             text,

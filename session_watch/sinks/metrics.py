@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import sqlalchemy
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from session_watch import __version__, current, pools
 from session_watch.books import BOOKS
@@ -37,9 +36,19 @@ class Described(NamedTuple):
 METRICS: tuple[Described, ...] = (
     Described("findings_total", "counter", ("rule", "severity", "method", "route"), "Findings told."),
     Described("findings_resolved_total", "counter", ("rule", "route", "how"), "Findings whose connection came back."),
-    Described("findings_suppressed_total", "counter", ("rule", "reason"), "Findings not told: expected, ignored, covered."),
+    Described(
+        "findings_suppressed_total",
+        "counter",
+        ("rule", "reason"),
+        "Findings not told: expected, ignored, covered.",
+    ),
     Described("findings_open", "gauge", ("rule", "route"), "Findings whose connection is still out."),
-    Described("transactions_total", "counter", ("method", "route", "outcome"), "Session transactions ended, by outcome."),
+    Described(
+        "transactions_total",
+        "counter",
+        ("method", "route", "outcome"),
+        "Session transactions ended, by outcome.",
+    ),
     Described("transactions_open", "gauge", ("route",), "Session transactions open now."),
     Described("oldest_transaction_age_seconds", "gauge", ("route",), "Age of the oldest open transaction."),
     Described("transaction_duration_seconds", "histogram", ("outcome",), "How long transactions lasted."),
@@ -56,7 +65,12 @@ METRICS: tuple[Described, ...] = (
     Described("connection_invalidations_total", "counter", ("pool", "reason"), "Connections thrown away."),
     Described("connections_per_work", "histogram", (), "Most connections one work held at once."),
     Described("works_in_flight", "gauge", ("kind",), "Works that are not over."),
-    Described("build_info", "gauge", ("version", "sqlalchemy", "python", "mode"), "Versions, and how the metrics are kept."),
+    Described(
+        "build_info",
+        "gauge",
+        ("version", "sqlalchemy", "python", "mode"),
+        "Versions, and how the metrics are kept.",
+    ),
     Described("last_sweep_timestamp_seconds", "gauge", (), "When open works were last looked at."),
     Described("internal_errors_total", "counter", ("stage",), "Faults of session_watch itself."),
     Described("events_dropped_total", "counter", ("reason",), "Events let go because a bound was reached."),
@@ -133,7 +147,7 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
     buckets, so_far = [], 0
     for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         so_far += count
-        buckets.append((floatToGoString(bound), float(so_far)))
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(so_far)))
     return buckets
 
 
@@ -250,6 +264,12 @@ def _last_sweep(watch: SessionWatch) -> Samples:
         yield (), watch.last_sweep
 
 
+def _dropped(watch: SessionWatch) -> Samples:
+    lines = sum(getattr(sink, "dropped", 0) for sink in watch.sinks)
+    for reason, count in {"log lines": lines, **ERRORS.dropped}.items():
+        yield (reason,), count
+
+
 def _overflow(watch: SessionWatch) -> Samples:
     labels: tuple[Labels, ...] = (watch.tally.routes, watch.tally.pools)
     for label in labels:
@@ -277,6 +297,6 @@ READERS: dict[str, Callable[[SessionWatch], Samples]] = {
     "build_info": _build_info,
     "last_sweep_timestamp_seconds": _last_sweep,
     "internal_errors_total": lambda watch: (((stage,), count) for stage, count in ERRORS.internal.items()),
-    "events_dropped_total": lambda watch: (((reason,), count) for reason, count in ERRORS.dropped.items()),
+    "events_dropped_total": _dropped,
     "label_overflow_total": _overflow,
 }

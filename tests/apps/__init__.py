@@ -1,1 +1,1 @@
-"""Small FastAPI apps, one route per pattern: innocent ones that give no finding, guilty ones that give exactly one."""
+"""Small apps, one route per pattern: innocent ones give no finding, guilty ones give exactly one."""

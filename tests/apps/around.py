@@ -1,4 +1,4 @@
-"""What stands around the app: other people's middleware, and the one that tells the test when a request is over."""
+"""What stands around the app: other people's middleware, and who tells the test when a request is over."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def wants(scope: Scope, what: str) -> bool:
 
 
 class Told:
-    """Outermost: says ``over <x-call>`` when the app call has returned, and cleans up after a case."""
+    """Outermost: says ``over <x-call>`` when the app call has returned.
+
+    It also cancels the call from outside, if the request asks for it, and cleans up after a case.
+    """
 
     def __init__(self, app: ASGIApp, stage: Stage) -> None:
         self.app = app
@@ -43,14 +46,15 @@ class Told:
             await self.stage.clean_up()
             await PlainTextResponse("")(scope, receive, send)
             return
+        call = _in_task if wants(scope, "cancel-outside") else _called
         try:
-            await self.app(scope, receive, send)
+            await call(self.app, scope, receive, send)
         finally:
             self.stage.signals.set(f"over {header(scope, b'x-call')}")
 
 
 class SessionAround:
-    """A middleware with a session per request: ``made-<where>`` closes it afterwards, ``commits-<where>`` commits first."""
+    """One session a request: closed afterwards (``made-<where>``), or committed, too (``commits-…``)."""
 
     def __init__(self, app: ASGIApp, make: Callable[[], Any], where: str) -> None:
         self.app = app
@@ -80,7 +84,7 @@ async def _done(result: Any) -> None:
 
 
 class Detours:
-    """Innermost: sends a request that asks for it through ``BaseHTTPMiddleware``, a time limit or a cancellation."""
+    """Innermost: sends a request through ``BaseHTTPMiddleware`` or a time limit, if it asks for it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -114,8 +118,8 @@ async def _in_cancel_scope(app: ASGIApp, scope: Scope, receive: Receive, send: S
 
 async def _in_task(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """A time limit as ``asyncio.wait_for`` sets it: the app in a task of its own, which is cancelled."""
-    scope["cancel"] = lambda: task.cancel()
-    task: asyncio.Task[None] = asyncio.create_task(_called(app, scope, receive, send))
+    task = asyncio.create_task(_called(app, scope, receive, send))
+    scope["cancel"] = task.cancel  # before the task's first step
     try:
         await task
     except asyncio.CancelledError:
@@ -130,5 +134,3 @@ async def cancelled(scope: Scope) -> None:
     """Called by a handler: its time is up now, and it never gets beyond this line."""
     asyncio.get_running_loop().call_soon(scope["cancel"])
     await asyncio.Event().wait()
-
-

@@ -1,5 +1,7 @@
 """Synchronous sessions handled as they should be: no route here may give a finding."""
 
+# ruff: noqa: D102, D103  # a route's path says what it does
+
 from __future__ import annotations
 
 import asyncio
@@ -7,7 +9,7 @@ import contextvars
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Annotated, Any
 
 import sqlmodel
@@ -44,9 +46,9 @@ def get_db(stage: Here) -> Iterator[Session]:
 Db = Annotated[Session, Depends(get_db)]
 
 
-def add(session: Session) -> str:
+def add(session: Session, name: str = "") -> str:
     """Add a row and flush it."""
-    name = new_name()
+    name = name or new_name()
     session.add(Item(name=name))
     session.flush()
     return name
@@ -275,18 +277,19 @@ def repository(db: WithBlock) -> Answer:
 def operation_scoped(stage: Here) -> Answer:
     for _ in range(3):
         read(stage)
-        name = add_and_commit(stage)
-    return {"saved": name}
+        add_and_commit(stage)
+    return {"saved": add_and_commit(stage)}
 
 
 @router.post("/transaction-scoped")
 def transaction_scoped(stage: Here) -> Answer:
+    name = new_name()
     session = stage.sessions()
     try:
         with session.begin():
             session.execute(one_row()).one()
         with session.begin():
-            name = add(session)
+            add(session, name)
     finally:
         session.close()
     return {"saved": name}
@@ -317,10 +320,16 @@ def close_early_and_reopen(stage: Here) -> Answer:
     return {"saved": name}
 
 
+@router.post("/for-loop")
+def for_loop(stage: Here) -> Answer:
+    names = [add(session) for session in get_db(stage)]
+    return {"saved": names[0]}
+
+
 @router.post("/scoped-session")
 def scoped(stage: Here) -> Answer:
+    name = new_name()
     try:
-        name = new_name()
         stage.registry.add(Item(name=name))
         stage.registry.commit()
         stage.registry.execute(one_row()).one()
@@ -365,9 +374,10 @@ def middleware_session_adds() -> Answer:
 
 @router.post("/rollback-after-exception")
 def rollback_after_exception(stage: Here) -> Answer:
+    name = new_name()
     with stage.sessions() as session:
         try:
-            name = add(session)
+            add(session, name)
             raise ValueError("it cannot be done")
         except ValueError:
             session.rollback()
@@ -376,9 +386,10 @@ def rollback_after_exception(stage: Here) -> Answer:
 
 @router.post("/block-left-by-exception")
 def block_left_by_exception(stage: Here) -> Answer:
+    name = new_name()
     try:
         with stage.sessions() as session:
-            name = add(session)
+            add(session, name)
             raise ValueError("it cannot be done")
     except ValueError:
         return {"lost": name}
@@ -396,11 +407,64 @@ def write_and_fail(stage: SyncStage, names: list[str]) -> None:
 @router.post("/closed-in-finally")
 def closed_in_finally(stage: Here) -> Answer:
     names: list[str] = []
-    try:
+    with suppress(ValueError):
         write_and_fail(stage, names)
-    except ValueError:
-        pass
     return {"lost": names[0]}
+
+
+@router.post("/begin-left-by-exception")
+def begin_left_by_exception(stage: Here) -> Answer:
+    name = new_name()
+    try:
+        with stage.sessions.begin() as session:
+            add(session, name)
+            raise ValueError("it cannot be done")
+    except ValueError:
+        return {"lost": name}
+
+
+@router.post("/closing")
+def with_closing(stage: Here) -> Answer:
+    name = new_name()
+    try:
+        with closing(stage.sessions()) as session:
+            add(session, name)
+            raise ValueError("it cannot be done")
+    except ValueError:
+        return {"lost": name}
+
+
+@router.post("/conflict/raised")
+def conflict_raised(stage: Here) -> None:
+    with stage.sessions() as session:
+        add(session)
+        session.add(Item(name=FIRST))
+        try:
+            session.commit()
+        except IntegrityError:
+            raise HTTPException(409) from None
+
+
+@router.post("/conflict/answered")
+def conflict_answered(stage: Here) -> JSONResponse:
+    with stage.sessions() as session:
+        session.add(Item(name=FIRST))
+        try:
+            session.commit()
+        except IntegrityError:
+            return JSONResponse({"exists": True}, status_code=409)
+    return JSONResponse({})
+
+
+@router.post("/conflict/ignored")
+def conflict_ignored(stage: Here) -> Answer:
+    with stage.sessions() as session:
+        session.add(Item(name=FIRST))
+        try:
+            session.commit()
+        except IntegrityError:
+            return {"exists": True}
+    return {}
 
 
 @router.post("/pending-rolled-back")
@@ -534,6 +598,22 @@ async def to_thread(stage: Here) -> Answer:
     return {"saved": await asyncio.to_thread(add_and_commit, stage)}
 
 
+@router.get("/gather")
+async def gather(stage: Here) -> Answer:
+    both = threading.Barrier(2)
+    await asyncio.gather(
+        asyncio.to_thread(read_together, stage, both), asyncio.to_thread(read_together, stage, both)
+    )
+    return READ
+
+
+def read_together(stage: SyncStage, both: threading.Barrier) -> None:
+    with stage.sessions() as session:
+        session.execute(one_row()).one()
+        both.wait(20)
+        session.execute(one_row()).one()
+
+
 @router.post("/executor")
 async def executor(stage: Here) -> Answer:
     loop = asyncio.get_running_loop()
@@ -645,6 +725,7 @@ def holds_until_told(stage: Here) -> Answer:
 
 @router.post("/dispose")
 def dispose(stage: Here) -> Answer:
+    stage.replaced.append(stage.engine.pool)  # gets back what is out now, and nobody closes that
     stage.engine.dispose()
     return {"saved": add_and_commit(stage)}
 
@@ -782,6 +863,33 @@ def use_twice(engine: Engine) -> str:
         name = add(session)
         session.commit()
     return name
+
+
+@router.post("/core")
+def core(stage: Here) -> Answer:
+    name = new_name()
+    with stage.engine.begin() as connection:
+        connection.execute(insert(Item).values(name=name))
+    with stage.engine.connect() as connection, Session(connection) as session:
+        session.execute(one_row()).one()
+    return {"saved": name}
+
+
+@router.post("/committed-by-the-driver/cte")
+def cte_committed_by_the_driver(stage: Here) -> Answer:
+    with stage.sessions() as session:
+        name = new_name()
+        session.execute(
+            text(f"WITH a AS (SELECT '{name}' AS name) INSERT INTO items (name) SELECT name FROM a")
+        )
+    return {"saved": name}
+
+
+@router.post("/committed-by-the-driver/ddl")
+def ddl_committed_by_the_driver(stage: Here) -> Answer:
+    with stage.sessions() as session:
+        session.execute(text(f"CREATE TABLE made_{new_name()} (id integer)"))
+    return READ
 
 
 @router.post("/bulk-and-core")

@@ -38,9 +38,13 @@ class Running:
     threads: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
     seen: int = 0
 
+    def clean_up(self) -> None:
+        """Close what a case has left open."""
+        self.client.post(CLEAN_UP).raise_for_status()
+
     def begin(self) -> None:
         """Start a case: what was found and said before is no longer news."""
-        self.client.post(CLEAN_UP).raise_for_status()
+        self.clean_up()
         self.stage.signals.clear()
         self.sweep()
         self.seen = len(self.watch.findings())
@@ -54,7 +58,11 @@ class Running:
     def send(self, method: str, path: str) -> tuple[httpx.Response, str]:
         """Send a request; the answer, and the number under which its end is told."""
         call = str(next(_calls))
-        return self.client.request(method, path, headers={"x-call": call}), call
+        response = self.client.request(method, path, headers={"x-call": call})
+        if response.is_server_error:  # the server closes the connection, perhaps only when we use it again
+            self.client.close()
+            self.client = _client(self.base)
+        return response, call
 
     def call_meanwhile(self, method: str, path: str) -> Future[httpx.Response]:
         """The same in a thread of its own."""
@@ -92,10 +100,15 @@ def running(
     stage: Stage = AsyncStage(*urls) if DRIVERS[driver] else SyncStage(*urls)
     with watching(settings) as watch:
         served = _around(_app(stage, router), stage, watch)
-        with serve(served) as base, httpx.Client(base_url=base, timeout=PATIENCE) as client:
-            played = Running(driver, stage, watch, base, client)
+        with serve(served) as base:
+            played = Running(driver, stage, watch, base, _client(base))
             yield played
             played.threads.shutdown()
+            played.client.close()
+
+
+def _client(base: str) -> httpx.Client:
+    return httpx.Client(base_url=base, timeout=PATIENCE)
 
 
 def _app(stage: Stage, router: APIRouter) -> FastAPI:
@@ -112,7 +125,7 @@ def _app(stage: Stage, router: APIRouter) -> FastAPI:
 
 
 def _around(app: FastAPI, stage: Stage, watch: SessionWatch) -> Told:
-    """Who is inside whom: the test, a middleware that does not know of the watch, the watch, one more, the app."""
+    """From outside: the test, a middleware the watch does not see, the watch, one it sees, the app."""
     assert isinstance(stage, SyncStage | AsyncStage)
     inner = SessionAround(Detours(app), stage.sessions, "inside")
     watched = SessionWatchMiddleware(inner, watch=watch)

@@ -1,4 +1,4 @@
-"""What an app plays on: its engines and sessions, the signals it exchanges with the test, and what it must not drop."""
+"""What an app plays on: engines and sessions, signals to and from the test, and what it must not drop."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sqlalchemy import NullPool, Pool, QueuePool, SingletonThreadPool, StaticPoo
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.util import greenlet_spawn
 from starlette.requests import HTTPConnection
 
 from tests.apps.tables import TENANT, fill, fill_other
@@ -23,7 +24,7 @@ PATIENCE = 20.0
 
 
 class Signals:
-    """Named events between the app and the test. Waiting for one that never comes fails after ``PATIENCE`` seconds."""
+    """Named events between the app and the test; waiting for one fails after ``PATIENCE`` seconds."""
 
     def __init__(self) -> None:
         self._events: defaultdict[str, threading.Event] = defaultdict(threading.Event)
@@ -61,6 +62,7 @@ class Stage(ABC):
         self.other_url = make_url(other_url)
         self.signals = Signals()
         self.kept: list[Any] = []
+        self.replaced: list[Pool] = []
         self.tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -69,7 +71,7 @@ class Stage(ABC):
         return self.url.get_backend_name() == "postgresql"
 
     def keep(self, leaked: Any) -> None:
-        """Hold what a guilty route leaves behind, so that the collector cannot step in; ``clean_up`` closes it."""
+        """Hold what a guilty route leaves behind, for ``clean_up`` to close: no collector steps in."""
         self.kept.append(leaked)
 
     def start(self, coroutine: Coroutine[Any, Any, None], *, ends: str) -> asyncio.Task[None]:
@@ -121,7 +123,11 @@ class SyncStage(Stage):
         self.sessions = sessionmaker(self.engine)
         self.registry = scoped_session(self.sessions)
         self.everybodys: Session = self.sessions()
-        kinds: dict[str, type[Pool]] = {"null": NullPool, "static": StaticPool, "singleton": SingletonThreadPool}
+        kinds: dict[str, type[Pool]] = {
+            "null": NullPool,
+            "static": StaticPool,
+            "singleton": SingletonThreadPool,
+        }
         self.pools = {name: create_engine(url, poolclass=kind) for name, kind in kinds.items()}
         self.autocommit = create_engine(url, isolation_level="AUTOCOMMIT")
 
@@ -137,6 +143,8 @@ class SyncStage(Stage):
         self.everybodys.close()
         while self.kept:
             self.kept.pop().close()
+        while self.replaced:
+            self.replaced.pop().dispose()
 
     async def close(self) -> None:
         """Dispose of every engine."""
@@ -170,6 +178,8 @@ class AsyncStage(Stage):
         while self.kept:
             kept = self.kept.pop()
             await (kept.aclose() if hasattr(kept, "aclose") else kept.close())
+        while self.replaced:
+            await greenlet_spawn(self.replaced.pop().dispose)
 
     async def close(self) -> None:
         """Dispose of every engine."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Select, insert, select
+from sqlalchemy import Connection, Select, TextClause, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ROWS = 10
@@ -62,6 +63,11 @@ def new_name() -> str:
     return uuid4().hex
 
 
-def one_row() -> Select[tuple[int]]:
+def one_row() -> Select[Any]:
     """What most patterns read."""
     return select(Item.id).where(Item.name == FIRST)
+
+
+def broken() -> TextClause:
+    """What every database refuses."""
+    return text("SELECT 1 FROM a_table_that_is_not_there")

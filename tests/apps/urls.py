@@ -11,9 +11,7 @@ from tests.databases import Postgres
 
 
 @contextmanager
-def urls_of(
-    request: pytest.FixtureRequest, directories: pytest.TempPathFactory
-) -> Iterator[tuple[str, str]]:
+def urls_of(request: pytest.FixtureRequest, directories: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Two databases for the driver the fixture asks for; PostgreSQL's are one database under two engines."""
     driver = str(request.param)
     if "sqlite" in driver:
