@@ -13,7 +13,7 @@ from typing import Any
 
 from session_watch.call_site import Mark
 from session_watch.inbox import put
-from session_watch.ledger import OUTSIDE, Actor, Call, Ledger
+from session_watch.ledger import OUTSIDE, Actor, Call, CallRef, Ledger
 
 CURRENT: ContextVar[Ledger] = ContextVar("session_watch", default=OUTSIDE)
 # Set in the copied context of a worker thread's call, so it dies with that call. Never set on an event loop's thread.
@@ -46,7 +46,7 @@ def working() -> Ledger:
 def acting(ledger: Ledger) -> Actor | None:
     """Who acts in this work now: None for the work's own task or thread, else the other task or thread call."""
     if get_ident() != ledger.thread:
-        return weakref.ref(_this_call())
+        return CallRef(_this_call())
     if ledger.task is None or ledger.loop is None:
         return None
     task = asyncio.current_task(ledger.loop)
@@ -103,7 +103,7 @@ def detached(origin: Ledger) -> Ledger:
     call = _this_call()
     if call.ledger is None or call.ledger.over:
         call.ledger = _new_detached("callback" if not _plain_thread() else "thread", origin)
-        call.ledger.actor = weakref.ref(call)
+        call.ledger.actor = CallRef(call)
     return call.ledger
 
 

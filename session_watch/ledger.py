@@ -32,9 +32,13 @@ class Call:
         self.ledger: Ledger | None = None
 
 
+class CallRef(weakref.ref[Call]):
+    """A weak reference to a thread's call: dead, it still says that it was one."""
+
+
 # The seconds of an ended checkout, or outcome and seconds of an ended transaction.
 Done = float | tuple[str, float]
-Actor = weakref.ref["Task[Any]"] | weakref.ref[Call]
+Actor = weakref.ref["Task[Any]"] | CallRef
 
 
 class Ledger:
@@ -382,6 +386,7 @@ class Incident:
     age: float | None = None
     statement: str | None = None
     user: str = ""
+    phase: str | None = None
     expected: tuple[Any, ...] = ()
 
 

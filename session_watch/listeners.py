@@ -16,7 +16,7 @@ from session_watch.current import CURRENT, acting, detached
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
 from session_watch.ledger import Account, Checkout, Failed, Incident, Ledger, Transaction, new_account
-from session_watch.statements import CONTROL, WRITE, created_temporary, effect, on_temporary
+from session_watch.statements import CONTROL, WRITE, created_temporary, effect, is_plain_dml, on_temporary
 
 KEY = "session_watch"
 OPENED: list[Way] = []
@@ -123,12 +123,19 @@ def on_transaction_end(session: Session, transaction: Any) -> None:
             return
         if transaction.parent is not None:
             if transaction.nested and opened.savepoints:
-                opened.savepoints.pop()
+                _savepoint_ended(opened, opened.savepoints)
             return
         account.transaction = None
         _end(opened, account)
     except Exception as error:
         ERRORS.failed("after_transaction_end", error)
+
+
+def _savepoint_ended(opened: Transaction, savepoints: list[tuple[int, Failed | None]]) -> None:
+    """What failed within a savepoint is over with it, unless it was used on before that."""
+    _, failure = savepoints.pop()
+    if opened.failure is not None and not opened.failure.used_again:
+        opened.failure = failure
 
 
 def _end(opened: Transaction, account: Account) -> None:
@@ -293,12 +300,19 @@ def on_execute_no_params(cursor: Any, statement: str, context: Any) -> None:
 
 
 def _wrote(opened: Any, checkout: Checkout, statement: str, context: Any) -> None:
-    if on_temporary(statement, getattr(opened, "temporary", frozenset())):
+    if on_temporary(statement, getattr(opened, "temporary", frozenset())) or _commits_itself(statement, context):
         return
     opened.writes += 1
     opened.last_was_write = True
     if isinstance(opened, Transaction) and opened.autocommit is None:
         opened.autocommit = is_autocommit(context.root_connection)
+
+
+def _commits_itself(statement: str, context: Any) -> bool:
+    """Python's sqlite3 begins a transaction before plain DML only: alone, DDL and a CTE are there at once."""
+    if context.dialect.name != "sqlite" or is_plain_dml(statement):
+        return False
+    return getattr(context.root_connection.connection.driver_connection, "in_transaction", True) is False
 
 
 def _temporary_made(opened: Any, statement: str) -> None:
@@ -328,8 +342,14 @@ def _used_elsewhere(opened: Transaction, statement: str) -> None:
         _shared(account, request, opened)
         account.carried = request
         account.carried_at = current.clock()
-    elif opened.ledger.over and opened.ledger.is_request and opened.actor is None and request is None:
+    elif request is None and _begun_by_request(opened):
         _late(account, opened, opened.ledger, detached(here) if here.over else here, statement)
+
+
+def _begun_by_request(opened: Transaction) -> bool:
+    """Begun by the own task of a request that is over, and not lent to it by a middleware further out."""
+    ledger = opened.ledger
+    return ledger.over and ledger.is_request and opened.actor is None and opened.account.made_task is None
 
 
 def _shared(account: Account, request: Ledger, opened: Transaction) -> None:

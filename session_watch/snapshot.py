@@ -72,8 +72,8 @@ def work_facts(ledger: Ledger) -> WorkFacts:
 
 
 def succeeded(ledger: Ledger) -> bool:
-    """Whether the work went well: status below 400 and nothing raised; ``outside`` never does."""
-    if ledger.endless or ledger.kind == "excluded":
+    """Whether the work went well: status below 400 and nothing raised. What a test leaves unsaved is its own affair."""
+    if ledger.kind in ("outside", "excluded", "test"):
         return False
     if ledger.kind == "request":
         return ledger.error is None and ledger.status is not None and ledger.status < 400
@@ -235,6 +235,7 @@ def _nested(incident: Incident) -> NestedCheckout:
         session_id=taker.account.session_id if taker is not None else None,
         pool_used=len(checkout.pool.out),
         pool_max=checkout.pool.limit,
+        phase=incident.phase,
         subject=checkout,
         expected=_expected(incident.expected, taker.account.expected if taker is not None else ()),
     )

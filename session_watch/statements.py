@@ -65,6 +65,11 @@ def _effect(sql: str) -> int:
     return WRITE if word == "COPY" and COPY_FROM.search(sql) else READ
 
 
+def is_plain_dml(sql: str) -> bool:
+    """Whether it begins with INSERT, UPDATE, DELETE or REPLACE."""
+    return _first_word(sql) in ("INSERT", "UPDATE", "DELETE", "REPLACE")
+
+
 def created_temporary(sql: str) -> str | None:
     """The name of the temporary table this statement makes, folded; None for any other statement."""
     if not TEMPORARY.match(_from_first_word(sql)):

@@ -268,6 +268,8 @@ class SessionWatch:
             subject.blamed = {}
         key = (self._number, work, "" if finding.rule in BLAME else finding.rule)
         before = subject.blamed.get(key)
+        if before is None and key[2] == "" and getattr(finding.episode, "late", False):
+            before = rank("used-after-request")  # told of the request; the task that used it has no other fault
         if before is None:
             subject.blamed[key] = rank(finding.rule)
         elif before < rank(finding.rule):

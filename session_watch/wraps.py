@@ -17,9 +17,20 @@ from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
 
 from session_watch import current, listeners
 from session_watch.call_site import Way, caller, learn_endpoint
-from session_watch.current import CURRENT, acting, detached, running_task
+from session_watch.current import CURRENT, acting, detached, running_task, still_runs
 from session_watch.inbox import ERRORS, put
-from session_watch.ledger import Account, Call, Checkout, Failed, Incident, Ledger, Transaction, new_account
+from session_watch.ledger import (
+    Account,
+    Actor,
+    CallRef,
+    Checkout,
+    Failed,
+    Incident,
+    Ledger,
+    Transaction,
+    new_account,
+    phase_of,
+)
 from session_watch.listeners import KEY, account_of
 from session_watch.pools import POOLS, PoolBook, book_of
 
@@ -282,22 +293,24 @@ def _look_for_nesting(checkout: Checkout, ledger: Ledger, since: float) -> None:
         return
     actor = acting(ledger)
     for held in tuple(ledger.held):
-        if held.pool is checkout.pool and _same_actor(_actor_of(held), actor):
+        if held.pool is checkout.pool and _is_by(held, actor):
             age = since - held.taken_at
             incident = Incident("nested", checkout=checkout, other=held, mark=caller(None, 4), age=age)
+            incident.phase = phase_of(ledger, since)
             incident.expected = () if listeners.expectations is None else listeners.expectations()
             ledger.note(incident)
             return
 
 
-def _actor_of(held: Checkout) -> Any:
-    return held.transaction.actor if held.transaction is not None else held.actor
-
-
-def _same_actor(one: Any, other: Any) -> bool:
-    who, whom = (None if a is None else a() for a in (one, other))
-    threads = [isinstance(a, Call) for a in (who, whom)]
-    return who is whom or (all(threads) or (any(threads) and None in (one, other)))
+def _is_by(held: Checkout, actor: Actor | None) -> bool:
+    """Whether this actor holds it. A thread hop that is over leaves what it took to the request's own task."""
+    opened = held.transaction
+    holder, mark = (held.actor, held.mark) if opened is None else (opened.actor, opened.mark)
+    if isinstance(holder, CallRef) and not still_runs(holder, mark):
+        holder = None
+    if holder is None:
+        return actor is None or isinstance(actor, CallRef)
+    return actor is not None and holder() is actor()
 
 
 def _refused(original: Callable[..., None]) -> Callable[..., None]:

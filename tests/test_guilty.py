@@ -75,6 +75,7 @@ def a_new_case(app: Running) -> Iterator[None]:
     app.clean_up()
     assert shown(app.found_in_the_end()[len(found) :]) == []
     assert app.stage.checked_out() == 0
+    assert app.faults() == {}
 
 
 def shown(findings: tuple[Finding, ...]) -> list[str]:
@@ -344,6 +345,4 @@ def test_transaction_used_after_its_request(app: Running, marks: Marks) -> None:
 def test_every_mark_is_played(app: Running, marks: Marks) -> None:
     """No marked line of the app is forgotten in the tests above."""
     source = Path(__file__).read_text(encoding="utf-8")
-    assert {
-        mark for mark in marks.marks() if f'"{mark}"' not in source and f'leak: {mark}"' not in source
-    } == set()
+    assert {mark for mark in marks.marks() if f'"{mark}"' not in source and f'leak: {mark}"' not in source} == set()

@@ -40,6 +40,7 @@ def no_finding(app: Running) -> Iterator[None]:
     yield
     assert told(app.found_in_the_end()) == []
     assert app.stage.checked_out() == 0
+    assert app.faults() == {}
 
 
 def told(findings: tuple[Finding, ...]) -> list[str]:
@@ -57,9 +58,7 @@ PATTERNS = [
     pattern("yield dependency, HTTPException", "POST /yield-dependency/http-exception", 409),
     pattern("yield dependency, the handler raises", "POST /yield-dependency/exception", 500),
     pattern("yield inside a with block", "POST /yield-dependency/with-block"),
-    pattern(
-        "yield inside a with block, HTTPException", "POST /yield-dependency/with-block/http-exception", 409
-    ),
+    pattern("yield inside a with block, HTTPException", "POST /yield-dependency/with-block/http-exception", 409),
     pattern("an error is answered, nothing committed", "POST /yield-dependency/error-response", 409),
     pattern("dependencies hop from thread to thread", "POST /yield-dependency/thread-hops"),
     pattern("refreshed after the commit", "POST /yield-dependency/refresh-after-commit"),
@@ -123,9 +122,7 @@ PATTERNS = [
     pattern("the whole request cancelled", "GET /cancelled/between-statements?cancel-outside", 504),
     pattern("the whole request cancelled after a write", "POST /cancelled/after-a-write?cancel-outside", 504),
     pattern("the whole request cancelled, dependency", "GET /cancelled/dependency?cancel-outside", 504),
-    pattern(
-        "the whole request cancelled in a statement", "GET /cancelled/in-a-statement?cancel-outside", 504
-    ),
+    pattern("the whole request cancelled in a statement", "GET /cancelled/in-a-statement?cancel-outside", 504),
     pattern("cancelled by anyio, session of a dependency", "GET /cancelled/dependency?cancel-scope", 504),
     pattern("cancelled as a task, session of a dependency", "GET /cancelled/dependency?cancel-task", 504),
     pattern("cancelled by anyio in a statement", "GET /cancelled/in-a-statement?cancel-scope", 504),

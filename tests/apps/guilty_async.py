@@ -445,9 +445,7 @@ async def held_by_dependency(stage: Here) -> AsyncIterator[AsyncSession]:
 
 
 @router.get("/nested/dependency")
-async def nested_dependency(
-    stage: Here, held: Annotated[AsyncSession, Depends(held_by_dependency)]
-) -> Answer:
+async def nested_dependency(stage: Here, held: Annotated[AsyncSession, Depends(held_by_dependency)]) -> Answer:
     async with stage.sessions() as session:
         await session.execute(one_row())  # leak: nested dependency
     return DONE

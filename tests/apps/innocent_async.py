@@ -851,9 +851,7 @@ async def in_outer_transaction(connection: AsyncConnection, *, commit: bool) -> 
 async def outer_transaction_committed_inside(stage: Here) -> Answer:
     async with stage.engine.connect() as connection:
         outer = await connection.begin()
-        await connection.execute(
-            insert(Item).values(name=new_name())
-        )  # before it, SQLite knows of no transaction
+        await connection.execute(insert(Item).values(name=new_name()))  # before it, SQLite knows of no transaction
         name = await in_outer_transaction(connection, commit=True)
         await outer.rollback()
     return {"lost": name}
@@ -863,9 +861,7 @@ async def outer_transaction_committed_inside(stage: Here) -> Answer:
 async def outer_transaction_closed_inside(stage: Here) -> Answer:
     async with stage.engine.connect() as connection:
         outer = await connection.begin()
-        await connection.execute(
-            insert(Item).values(name=new_name())
-        )  # before it, SQLite knows of no transaction
+        await connection.execute(insert(Item).values(name=new_name()))  # before it, SQLite knows of no transaction
         name = await in_outer_transaction(connection, commit=False)
         await outer.rollback()
     return {"lost": name}

@@ -601,9 +601,7 @@ async def to_thread(stage: Here) -> Answer:
 @router.get("/gather")
 async def gather(stage: Here) -> Answer:
     both = threading.Barrier(2)
-    await asyncio.gather(
-        asyncio.to_thread(read_together, stage, both), asyncio.to_thread(read_together, stage, both)
-    )
+    await asyncio.gather(asyncio.to_thread(read_together, stage, both), asyncio.to_thread(read_together, stage, both))
     return READ
 
 
@@ -879,9 +877,7 @@ def core(stage: Here) -> Answer:
 def cte_committed_by_the_driver(stage: Here) -> Answer:
     with stage.sessions() as session:
         name = new_name()
-        session.execute(
-            text(f"WITH a AS (SELECT '{name}' AS name) INSERT INTO items (name) SELECT name FROM a")
-        )
+        session.execute(text(f"WITH a AS (SELECT '{name}' AS name) INSERT INTO items (name) SELECT name FROM a"))
     return {"saved": name}
 
 

@@ -16,9 +16,7 @@ class Marks:
         self.file = module.__name__.replace(".", "/") + ".py"
         self.lines = source.splitlines()
         self.functions = [
-            node
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         ]
 
     def line(self, mark: str) -> int:

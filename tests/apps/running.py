@@ -37,6 +37,7 @@ class Running:
     client: httpx.Client
     threads: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
     seen: int = 0
+    known_faults: dict[str, float] = field(default_factory=dict)
 
     def clean_up(self) -> None:
         """Close what a case has left open."""
@@ -48,6 +49,7 @@ class Running:
         self.stage.signals.clear()
         self.sweep()
         self.seen = len(self.watch.findings())
+        self.known_faults = self._faults()
 
     def call(self, method: str, path: str) -> httpx.Response:
         """Send a request and wait until the app call has returned."""
@@ -80,6 +82,15 @@ class Running:
     def sweep(self) -> None:
         """Let everything be judged that is judged some time after its request."""
         self.watch.sweep(at=LATER)
+
+    def faults(self) -> dict[str, float]:
+        """Faults of the watch itself since the case began, by stage, and what it dropped, by reason."""
+        return {name: n for name, n in self._faults().items() if n > self.known_faults.get(name, 0)}
+
+    def _faults(self) -> dict[str, float]:
+        told = ("session_watch_internal_errors_total", "session_watch_events_dropped_total")
+        samples = (sample for metric in self.watch.registry.collect() for sample in metric.samples)
+        return {f"{s.name} {s.labels}": s.value for s in samples if s.name in told}
 
     def found(self) -> tuple[Finding, ...]:
         """What was found since the case began, advice aside."""

@@ -88,9 +88,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=ROOT / ".compat", help="where environments are kept")
     parser.add_argument("--fastapi", nargs="+", choices=FASTAPI, default=list(FASTAPI), metavar="VERSION")
-    parser.add_argument(
-        "--sqlalchemy", nargs="+", choices=SQLALCHEMY, default=list(SQLALCHEMY), metavar="VERSION"
-    )
+    parser.add_argument("--sqlalchemy", nargs="+", choices=SQLALCHEMY, default=list(SQLALCHEMY), metavar="VERSION")
     options = parser.parse_args(arguments)
     options.cache = options.cache.resolve()
     return options
@@ -118,9 +116,7 @@ def tried(pair: Pair, cache: Path) -> Result:
 def built(pair: Pair, home: Path) -> None:
     """An environment with the project and the pair; built anew when ``pyproject.toml`` has changed."""
     stamp = home / "built-from"
-    wanted = hashlib.sha256(
-        (ROOT / "pyproject.toml").read_bytes() + repr(pair.requirements).encode()
-    ).hexdigest()
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + repr(pair.requirements).encode()).hexdigest()
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
     shutil.rmtree(home, ignore_errors=True)
