@@ -40,11 +40,20 @@ async def requests(app: ASGIApp, count: int) -> None:
         await asyncio.create_task(call(app))
 
 
+def add_up() -> None:
+    """Let the product count now what it would count a moment later, so that the block pays for its own requests."""
+    books = sys.modules.get("session_watch.books")
+    if books is not None:
+        books.BOOKS.drain()
+
+
 def block(loop: asyncio.AbstractEventLoop, app: ASGIApp, count: int) -> tuple[float, float]:
     """CPU and wall seconds of one block; the two getppid calls are callgrind's marks around it."""
+    add_up()
     os.getppid()
     cpu, wall = time.process_time(), time.perf_counter()
     loop.run_until_complete(requests(app, count))
+    add_up()
     spent = time.process_time() - cpu, time.perf_counter() - wall
     os.getppid()
     return spent

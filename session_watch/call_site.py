@@ -83,12 +83,12 @@ def caller(ways: list[Way] | None = None, depth: int = 2) -> Mark | None:
     library call at the same depth again is taken without a look at the frames between.
     """
     if ways:
-        for way in ways:
+        for steps, code, offset in ways:
             try:
-                last = sys._getframe(way[0])
+                last = sys._getframe(steps)
             except ValueError:
                 continue
-            if last.f_code is way[1] and last.f_lasti == way[2]:
+            if last.f_code is code and last.f_lasti == offset:
                 frame = last.f_back
                 if frame is not None and _kinds.get(frame.f_code.co_filename) == APPLICATION:
                     return frame.f_code, frame.f_lasti, False

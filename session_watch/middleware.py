@@ -68,6 +68,8 @@ class SessionWatchMiddleware:
             await self.app(scope, receive, send)
             return
         # One coroutine only: each level costs every await of the request.
+        if BOOKS.teller is None:  # a process that was forked off has none yet
+            BOOKS.start_teller()
         ledger = self._open(scope)
         token = CURRENT.set(ledger)
         failure: BaseException | None = None
@@ -83,13 +85,13 @@ class SessionWatchMiddleware:
             CURRENT.reset(token)
             if ledger is not EXCLUDED:
                 self._close(ledger, failure)
+            failure = None  # else exception, traceback and this frame would hold each other
 
     def _begin(self, scope: Scope) -> None:
         self._ready = True
         self.watch.attach()
         if not self.watch.attached:
             return
-        BOOKS.start_teller()
         self._give_way(scope)
         self.watch.started(
             {

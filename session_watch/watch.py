@@ -43,6 +43,7 @@ from session_watch.tally import Tally
 Function = TypeVar("Function", bound=Callable[..., Any])
 HOT_SECONDS = 3600.0
 CALLBACKS_WAITING = 1000
+EPISODES = 10_000
 _numbers = itertools.count(1)
 
 
@@ -298,10 +299,11 @@ class SessionWatch:
         self._causes[finding.fingerprint] = (count + 1, first_seen)
         while len(self._causes) > self.settings.recent:
             self._causes.popitem(last=False)
-        finding = replace(finding, count=count + 1, first_seen=first_seen)
+        episode = finding.episode
+        finding = replace(finding, count=count + 1, first_seen=first_seen, subject=None, episode=None)
         self._recent.append(finding)
-        if finding.episode is not None and len(self._episodes) < 10_000:
-            self._episodes.setdefault(finding.episode, []).append(finding)
+        if episode is not None and len(self._episodes) < EPISODES:
+            self._episodes.setdefault(episode, []).append(finding)
         self.tally.add_finding(finding)
         if self.settings.evidence == "auto":
             self._hot[finding.route] = current.clock() + HOT_SECONDS

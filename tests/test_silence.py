@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import socket
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -164,10 +165,18 @@ ONLY = {
 }
 
 
+# Below this version a cancelled request never runs the exit code of a synchronous dependency: its generator
+# is left to the collector, and with it the session. That is a leak, and is found as one.
+EXITS_WHEN_CANCELLED = (0, 163)
+
+
 def skip_unless_it_applies(app: Running, path: str) -> None:
-    """Some patterns exist only for some drivers."""
+    """Some patterns exist only for some drivers, or are innocent only with some versions."""
     if app.driver not in ONLY.get(path.partition("?")[0], DRIVERS):
         pytest.skip(f"no such thing with {app.driver}")
+    fastapi = tuple(int(part) for part in version("fastapi").split(".")[:2])
+    if path.startswith("/cancelled/dependency") and app.driver in SYNC and fastapi < EXITS_WHEN_CANCELLED:
+        pytest.skip("this FastAPI does not run the exit code of a synchronous dependency that is cancelled")
 
 
 @pytest.mark.parametrize("through", ["", "base-http"], ids=["direct", "base-http"])
