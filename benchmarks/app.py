@@ -52,9 +52,7 @@ async def sync_user(user_id: int, session: Annotated[Session, Depends(sync_sessi
     return answer
 
 
-async def async_user(
-    user_id: int, session: Annotated[AsyncSession, Depends(async_session)]
-) -> dict[str, Any]:
+async def async_user(user_id: int, session: Annotated[AsyncSession, Depends(async_session)]) -> dict[str, Any]:
     """The same, awaited."""
     user = await session.get_one(User, user_id)
     answer = {"id": user.id, "name": user.name}

@@ -19,21 +19,22 @@ from benchmarks.report import save, table
 from benchmarks.variants import VARIANTS
 from benchmarks.worker import ROOT, command, environment
 
-HEADS = ("driver", "variant", "instructions", "added", "error", "of which other threads")
+HEADS = ("driver", "variant", "instructions", "added", "error", "other threads, about")
 NO_VALGRIND = "instructions: not counted, there is no valgrind on PATH."
 DEFAULT = ("none", "floor", "watch", "watch10k")
 DEALS = 12
 REQUESTS = 40  # in each block
 # setarch -R switches address randomisation off. The worker calls getppid before and after each block, so
-# each block becomes a dump of its own, with a file for each thread: "out.<part>-<thread>".
-CALLGRIND = ("setarch", "-R", "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes")
-DUMP = re.compile(r"out\.(?P<part>\d+)-(?P<thread>\d+)")
+# each block becomes a dump of its own, "out.<part>", of all threads.
+CALLGRIND = ("setarch", "-R", "valgrind", "--quiet", "--tool=callgrind", "--dump-before=getppid")
 TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
-MAIN_THREAD = 1
 
 
 class Count(NamedTuple):
-    """Instructions per request in one block: of all threads, and of all but the main one."""
+    """Instructions per request in one block, and what part of them threads other than the main one ran.
+
+    The part is that of their CPU time: callgrind's dumps leave out the threads that do not ask for them.
+    """
 
     total: float
     others: float
@@ -58,36 +59,28 @@ class Row(NamedTuple):
 def count(driver: str, variant: str, url: str, deals: int) -> list[Count]:
     """Run one worker under callgrind; SystemExit with the worker's own words if it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        dumps = ("--dump-before=getppid", f"--callgrind-out-file={folder}/out")
-        line = [*CALLGRIND, *dumps, *command(driver, variant, url, "--deal")]
+        line = [*CALLGRIND, f"--callgrind-out-file={folder}/out", *command(driver, variant, url, "--deal")]
         feed: dict[str, Any] = {"input": f"{REQUESTS}\n" * deals, "env": environment(), "text": True}
         done = subprocess.run(line, cwd=ROOT, capture_output=True, check=False, **feed)
         if done.returncode:
             raise SystemExit(f"the {variant} worker of {driver} failed under valgrind:\n{done.stderr}")
-        return blocks(totals(Path(folder)), deals)
+        times = [[float(seconds) for seconds in answer.split()] for answer in done.stdout.splitlines()]
+        return [
+            Count(total / REQUESTS, (1 - main / cpu) * total / REQUESTS)
+            for total, (cpu, _, main) in zip(totals(Path(folder), deals), times, strict=True)
+        ]
 
 
-def totals(folder: Path) -> dict[tuple[int, int], int]:
-    """What each dump counted, by part and thread."""
-    found = {}
-    for path in folder.iterdir():
-        name, total = DUMP.fullmatch(path.name), TOTALS.search(path.read_text())
-        if name and total:
-            found[int(name["part"]), int(name["thread"])] = int(total[1])
-    return found
-
-
-def blocks(dumps: dict[tuple[int, int], int], deals: int) -> list[Count]:
-    """The even parts; the odd ones are the start and what lies between two blocks."""
-    if max(part for part, _ in dumps) != 2 * deals:
+def totals(folder: Path, deals: int) -> list[int]:
+    """What each block took: the even parts; the odd ones are the start and what lies between two blocks."""
+    if len(list(folder.glob("out.*"))) != 2 * deals:
         raise SystemExit("callgrind's dumps do not fit the blocks: something else calls getppid")
-    return [block(dumps, part) for part in range(2, 2 * deals + 1, 2)]
+    return [total(folder / f"out.{part}") for part in range(2, 2 * deals + 1, 2)]
 
 
-def block(dumps: dict[tuple[int, int], int], wanted: int) -> Count:
-    """One part, per request."""
-    total = sum(number for (part, _), number in dumps.items() if part == wanted)
-    return Count(total / REQUESTS, (total - dumps[wanted, MAIN_THREAD]) / REQUESTS)
+def total(dump: Path) -> int:
+    """The sum at the end of one dump."""
+    return sum(int(number) for number in TOTALS.findall(dump.read_text()))
 
 
 def measure(driver: str, url: str, variants: Sequence[str], deals: int) -> list[Row]:
@@ -122,9 +115,7 @@ def counting(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """What may be chosen."""
     parser.add_argument("--driver", choices=DRIVERS, action="append", help="default: sqlite")
-    parser.add_argument(
-        "--variant", choices=VARIANTS, action="append", help="besides none; default: not control"
-    )
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help="besides none; default: not control")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     return counting(parser)
 

@@ -15,7 +15,7 @@ from session_watch.call_site import Way, caller
 from session_watch.current import CURRENT, acting, detached
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
-from session_watch.ledger import Account, Checkout, Failed, Incident, Ledger, Transaction, new_account
+from session_watch.ledger import Account, Checkout, Failed, Incident, Ledger, Transaction, new_account, phase_of
 from session_watch.statements import CONTROL, WRITE, created_temporary, effect, is_plain_dml, on_temporary
 
 KEY = "session_watch"
@@ -369,6 +369,7 @@ def _shared(account: Account, request: Ledger, opened: Transaction) -> None:
             mark=mark,
             age=age,
             statement=statement,
+            phase=phase_of(request, current.clock()),
             expected=_expected_now(),
         )
     )

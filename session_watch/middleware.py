@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from threading import get_ident
 from typing import Any
 
-from anyio import to_thread
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from session_watch import __version__, current, pools, routes
@@ -64,7 +64,7 @@ class SessionWatchMiddleware:
         if kind == "http" and self.metrics_path is not None and self._is_metrics(scope):
             await self._metrics(scope, receive, send)
             return
-        if not self.watch.attached or KEY in scope or kind not in WATCHED:
+        if not BOOKS.watchers or KEY in scope or kind not in WATCHED:
             await self.app(scope, receive, send)
             return
         # One coroutine only: each level costs every await of the request.
@@ -100,6 +100,7 @@ class SessionWatchMiddleware:
                 "outermost": self._is_outermost(scope.get("app")),
                 "pools": sorted(state.name for state in pools.states()),
                 "rules_off": sorted(self.watch.settings.rules_off),
+                "rules_blind": [] if self.watch.statements else ["uncommitted", "failed-transaction"],
                 "metrics_path": self.metrics_path or "",
             }
         )
@@ -209,7 +210,7 @@ def metrics_app(watch: SessionWatch | None = None) -> ASGIApp:
             return
         registry = (watch if watch is not None else default_watch()).registry
         accepted = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-        body, content_type = await to_thread.run_sync(_encode, registry, accepted)
+        body, content_type = await run_in_threadpool(_encode, registry, accepted)
         headers = [
             (b"content-type", content_type.encode("latin-1")),
             (b"content-length", str(len(body)).encode()),

@@ -45,7 +45,7 @@ def freeze(
         number=ledger.identity,
         transactions=tuple(transaction_facts(t) for t in transactions),
         checkouts=tuple(checkout_facts(c) for c in checkouts),
-        shared=tuple(_shared(i, phase_of(ledger, at)) for i in seen if i.kind == "shared"),
+        shared=tuple(_shared(i) for i in seen if i.kind == "shared"),
         late=tuple(_late(i) for i in seen if i.kind == "late"),
         nested=tuple(_nested(i) for i in seen if i.kind == "nested"),
     )
@@ -191,7 +191,7 @@ def _stack(marks: tuple[Any, ...]) -> tuple[Site, ...]:
     return tuple(site for site in sites if site is not None) if len(marks) > 1 else ()
 
 
-def _shared(incident: Incident, phase: str | None) -> SharedUse:
+def _shared(incident: Incident) -> SharedUse:
     account, other = cast("Account", incident.account), cast("Ledger", incident.other)
     return SharedUse(
         session_id=account.session_id,
@@ -201,7 +201,7 @@ def _shared(incident: Incident, phase: str | None) -> SharedUse:
         created_site=resolve(account.mark),
         opened_site=resolve(incident.mark),
         last_statement=incident.statement,
-        phase=phase,
+        phase=incident.phase,
         stack=_stack(incident.marks),
         subject=account,
         expected=_expected(incident.expected, account.expected),

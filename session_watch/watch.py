@@ -103,7 +103,7 @@ class SessionWatch:
         self.registry = prometheus_client.REGISTRY if registry is None else registry
         self.sinks: tuple[Sink, ...] = (LogSink(self.settings),) if sinks is None else tuple(sinks)
         self.tally = Tally(max_routes=self.settings.max_routes, max_pools=self.settings.max_pools)
-        self.attached = False
+        self.attached = self.released = False
         self.last_sweep: float | None = None
         self._clock = clock
         self._number = next(_numbers)
@@ -137,7 +137,7 @@ class SessionWatch:
         """Judge every work from now on. Engines need not be named: all of the process are covered."""
         if self.attached or not self.enabled:
             return self
-        self.attached = True
+        self.attached, self.released = True, False
         call_site.trust(self.settings.app_packages, self.settings.helper_packages)
         if self.settings.evidence == "stack":
             listeners.hot_routes.add(listeners.EVERY_ROUTE)
@@ -157,7 +157,7 @@ class SessionWatch:
         """Stop judging; with the last watch every listener, wrap and thread of the process goes. Idempotent."""
         if not self.attached:
             return
-        self.attached = False
+        self.attached, self.released = False, True
         BOOKS.detach(self)
         if self._clock is not time.monotonic and current.clock is self._clock:
             current.clock = time.monotonic
@@ -447,7 +447,8 @@ class Job:
 
     def __enter__(self) -> Job:
         """Begin the work."""
-        self._watch.attach()
+        if not self._watch.released:  # detached by hand it stays so
+            self._watch.attach()
         ledger = Ledger("job")
         ledger.label = self._name
         enclosing = CURRENT.get()

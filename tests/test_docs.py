@@ -49,7 +49,8 @@ class Order(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     item: Mapped[str]
 """,
-    # python play.py app.orders "POST /orders" ...: each must be answered well; the log goes to stderr.
+    # python play.py app.orders "POST /orders" ...: each must be answered well; the log goes to stderr. The
+    # collector waits for the end: when it comes by in life is chance, and would change what is told.
     "play.py": """
 import asyncio
 import gc
@@ -72,6 +73,7 @@ def application(module):
 
 
 async def main(name, *requests):
+    gc.disable()
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     transport = httpx.ASGITransport(app=application(importlib.import_module(name)))
