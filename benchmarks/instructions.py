@@ -17,26 +17,25 @@ from typing import Any, NamedTuple
 from benchmarks.app import DRIVERS, NO_DATABASE, database
 from benchmarks.report import save, table
 from benchmarks.variants import VARIANTS
-from benchmarks.worker import ROOT, command, environment
+from benchmarks.worker import ROOT, WARM_UP, command, environment
 
-HEADS = ("driver", "variant", "instructions", "added", "error", "other threads, about")
+HEADS = ("driver", "variant", "instructions", "added", "error", "of which other threads")
 NO_VALGRIND = "instructions: not counted, there is no valgrind on PATH."
 DEFAULT = ("none", "floor", "watch", "watch10k")
 DEALS = 12
 REQUESTS = 40  # in each block
 # setarch -R switches address randomisation off. The worker calls getppid before and after each block, so
-# each block becomes a dump of its own, "out.<part>", of all threads.
-CALLGRIND = ("setarch", "-R", "valgrind", "--quiet", "--tool=callgrind", "--dump-before=getppid")
+# each block becomes a dump of its own: "out.<part>-<thread>", always of the main thread. What the other
+# threads ran in all comes at the end, in "out-<thread>".
+CALLGRIND = ("setarch", "-R", "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes")
 TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
+MAIN_THREAD = "01"
 
 
 class Count(NamedTuple):
-    """Instructions per request in one block, and what part of them threads other than the main one ran.
+    """Instructions per request: of the main thread in each block, of all others over the whole run."""
 
-    The part is that of their CPU time: callgrind's dumps leave out the threads that do not ask for them.
-    """
-
-    total: float
+    main: list[float]
     others: float
 
 
@@ -56,30 +55,30 @@ class Row(NamedTuple):
         return (self.driver, self.variant, *numbers, f"{self.added_by_others:+,.0f}")
 
 
-def count(driver: str, variant: str, url: str, deals: int) -> list[Count]:
+def count(driver: str, variant: str, url: str, deals: int) -> Count:
     """Run one worker under callgrind; SystemExit with the worker's own words if it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        line = [*CALLGRIND, f"--callgrind-out-file={folder}/out", *command(driver, variant, url, "--deal")]
+        dumps = ("--dump-before=getppid", f"--callgrind-out-file={folder}/out")
+        line = [*CALLGRIND, *dumps, *command(driver, variant, url, "--deal")]
         feed: dict[str, Any] = {"input": f"{REQUESTS}\n" * deals, "env": environment(), "text": True}
         done = subprocess.run(line, cwd=ROOT, capture_output=True, check=False, **feed)
         if done.returncode:
             raise SystemExit(f"the {variant} worker of {driver} failed under valgrind:\n{done.stderr}")
-        times = [[float(seconds) for seconds in answer.split()] for answer in done.stdout.splitlines()]
-        return [
-            Count(total / REQUESTS, (1 - main / cpu) * total / REQUESTS)
-            for total, (cpu, _, main) in zip(totals(Path(folder), deals), times, strict=True)
-        ]
+        return counted(Path(folder), deals)
 
 
-def totals(folder: Path, deals: int) -> list[int]:
-    """What each block took: the even parts; the odd ones are the start and what lies between two blocks."""
+def counted(folder: Path, deals: int) -> Count:
+    """The even parts are the blocks; the odd ones are the start and what lies between two blocks."""
     if len(list(folder.glob("out.*"))) != 2 * deals:
         raise SystemExit("callgrind's dumps do not fit the blocks: something else calls getppid")
-    return [total(folder / f"out.{part}") for part in range(2, 2 * deals + 1, 2)]
+    main = [folder / f"out.{part}-{MAIN_THREAD}" for part in range(2, 2 * deals + 1, 2)]
+    others = [path for path in folder.glob("out-*") if path.name != f"out-{MAIN_THREAD}"]
+    requests = deals * (WARM_UP + REQUESTS)
+    return Count([total(path) / REQUESTS for path in main], sum(map(total, others)) / requests)
 
 
 def total(dump: Path) -> int:
-    """The sum at the end of one dump."""
+    """The sum a dump ends with."""
     return sum(int(number) for number in TOTALS.findall(dump.read_text()))
 
 
@@ -90,12 +89,12 @@ def measure(driver: str, url: str, variants: Sequence[str], deals: int) -> list[
     return [row(driver, variant, run, runs[0]) for variant, run in zip(variants, runs, strict=True)]
 
 
-def row(driver: str, variant: str, run: Sequence[Count], base: Sequence[Count]) -> Row:
-    """One variant's blocks against those of none."""
-    added = [one.total - none.total for one, none in zip(run, base, strict=True)]
-    others = mean(one.others - none.others for one, none in zip(run, base, strict=True))
+def row(driver: str, variant: str, run: Count, base: Count) -> Row:
+    """One variant against none, block by block."""
+    added = [one - none for one, none in zip(run.main, base.main, strict=True)]
+    others = run.others - base.others
     error = stdev(added) / len(added) ** 0.5
-    return Row(driver, variant, mean(one.total for one in run), mean(added), error, others)
+    return Row(driver, variant, mean(run.main) + run.others, mean(added) + others, error, others)
 
 
 def several(given: str) -> int:

@@ -61,7 +61,7 @@ def worker(driver: str, variant: str, url: str) -> Iterator[Ask]:
             answer = answers.readline().split()
             if not answer:
                 raise SystemExit(f"the {variant} worker of {driver} failed; see: echo 1 | {' '.join(line)}")
-            return Spent(*(float(seconds) / count * 1e6 for seconds in answer[:2]))
+            return Spent(*(float(seconds) / count * 1e6 for seconds in answer))
 
         yield ask
 

@@ -24,7 +24,7 @@ from session_watch.snapshot import freeze, is_out, transaction_facts
 CLOSING_TIME = 1.0
 BY_ITSELF_AFTER = 1.0
 LEFT_LIMIT = 10_000
-SETTLED_LIMIT = 1024
+SETTLED_LIMIT = 256
 
 
 class Watcher(Protocol):
@@ -139,7 +139,7 @@ class Books:
             found = self._settle_leftovers(ledger)
         ledger.scope = ledger.task = ledger.loop = None
         self.settled.append(ledger)
-        if len(self.settled) > SETTLED_LIMIT:
+        if len(self.settled) % SETTLED_LIMIT == 0:
             put(("fold", None))
         return found
 

@@ -349,8 +349,7 @@ class SessionWatch:
     def count(self, several: Sequence[tuple[Ledger, Sequence[Done], int]]) -> None:
         """Add what these works have done, and the most connections each held at once (0: counted before)."""
         with self._lock:
-            for ledger, done, peak in several:
-                self.tally.add(ledger, done, peak)
+            self.tally.add(several)
 
     def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:
         """Add a pool's waits and holds, in seconds."""

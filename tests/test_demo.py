@@ -27,9 +27,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command, run to its end."""
     command = (*COMMAND, *arguments)
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=SECONDS, env=ENVIRONMENT, check=False
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=ENVIRONMENT, check=False)
 
 
 @contextmanager
@@ -76,9 +74,7 @@ def test_once_fails_on_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
 
     wrong = Scenario("not-so-clean", "", "POST", "/leaks/no-commit", status=201)
     assert run_once([wrong]) == 1
-    assert re.search(
-        r"not-so-clean +nothing +uncommitted +DIFFERENT; answered 200, not 201\n", capsys.readouterr().out
-    )
+    assert re.search(r"not-so-clean +nothing +uncommitted +DIFFERENT; answered 200, not 201\n", capsys.readouterr().out)
 
 
 def test_every_route_is_a_scenario() -> None:
@@ -156,9 +152,7 @@ def test_a_taken_port_gives_way_to_the_next() -> None:
 
 def test_a_host_that_cannot_be_listened_on_is_refused() -> None:
     """The refusal names the ports, the host and the reason."""
-    with pytest.raises(
-        ServerError, match=r"None of the ports 8000 to 8020 of 192\.0\.2\.1 can be listened on: ."
-    ):
+    with pytest.raises(ServerError, match=r"None of the ports 8000 to 8020 of 192\.0\.2\.1 can be listened on: ."):
         bound("192.0.2.1", 8000)
 
 
@@ -179,20 +173,12 @@ def test_a_missing_extra_is_told(
     ("arguments", "refused"),
     [
         pytest.param([], "COMMAND", id="no command"),
-        pytest.param(
-            ["demo", "--port", "70000"], "'70000' is not a port: 0 (any free one) to 65535", id="a port"
-        ),
-        pytest.param(
-            ["demo", "--duration", "soon"], "'soon' is not accepted: a number of seconds", id="a word"
-        ),
-        pytest.param(
-            ["demo", "--duration", "0"], "'0' is not accepted: a number of seconds", id="no time at all"
-        ),
+        pytest.param(["demo", "--port", "70000"], "'70000' is not a port: 0 (any free one) to 65535", id="a port"),
+        pytest.param(["demo", "--duration", "soon"], "'soon' is not accepted: a number of seconds", id="a word"),
+        pytest.param(["demo", "--duration", "0"], "'0' is not accepted: a number of seconds", id="no time at all"),
     ],
 )
-def test_wrong_arguments_are_refused(
-    arguments: list[str], refused: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_arguments_are_refused(arguments: list[str], refused: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What cannot be read is refused, with what would be accepted."""
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)

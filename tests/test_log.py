@@ -123,9 +123,7 @@ def lines_of(gaps: tuple[float, ...], *, every: int, until: int) -> list[int]:
     ("gaps", "every", "expected"),
     [
         pytest.param(FINDING_GAPS, 1, [0, 60, 660, 4260, 7860, 11460], id="a finding every second"),
-        pytest.param(
-            FINDING_GAPS, 59, [0, 118, 767, 4425, 8083, 11741], id="the gap counts from the line before"
-        ),
+        pytest.param(FINDING_GAPS, 59, [0, 118, 767, 4425, 8083, 11741], id="the gap counts from the line before"),
         pytest.param(FINDING_GAPS, 4000, [0, 4000, 8000, 12000], id="a rare finding is always told"),
         pytest.param(RESOLVED_GAPS, 1, [0, 60, 660, 4260], id="a resolution every second"),
         pytest.param(HOURLY, 10, [0, 3600, 7200, 10800], id="an internal error every ten seconds"),
@@ -207,9 +205,7 @@ def test_each_line_can_be_resolved_once() -> None:
         pytest.param(True, 26 + 7, id="each collected at once"),
     ],
 )
-def test_eighty_processes_with_a_chronic_leak(
-    sink: LogSink, clock: Clock, resolves: bool, expected: int
-) -> None:
+def test_eighty_processes_with_a_chronic_leak(sink: LogSink, clock: Clock, resolves: bool, expected: int) -> None:
     """A leak in every request stays under 3,000 lines on the first day, the start's line included."""
     with capture_logs() as lines:
         sink.started({"version": "1"})
@@ -219,9 +215,7 @@ def test_eighty_processes_with_a_chronic_leak(
                 sink.resolved(RETURNED)
     assert len(lines) == 1 + expected
     assert 80 * len(lines) < 3000
-    assert (
-        sum(line.get("repeats", 0) + 1 for line in lines if line["event"] == "session_watch.finding") > 82_000
-    )
+    assert sum(line.get("repeats", 0) + 1 for line in lines if line["event"] == "session_watch.finding") > 82_000
 
 
 # --- What is told ----------------------------------------------------------------------------------
@@ -254,9 +248,7 @@ def test_repeats_are_told(sink: LogSink, clock: Clock) -> None:
 
 def test_advice_is_told_once_a_site(sink: LogSink, clock: Clock) -> None:
     """The same place gives one line of advice for all its routes, and another place its own."""
-    advice = replace(
-        LEAK, rule="commit-after-response", severity=Severity.ADVICE, functions=("app.db:get_db",)
-    )
+    advice = replace(LEAK, rule="commit-after-response", severity=Severity.ADVICE, functions=("app.db:get_db",))
     elsewhere = replace(advice, functions=(), opened_site="app/other.py:1 in other", fingerprint="b" * 12)
     with capture_logs() as lines:
         for finding in (advice, replace(advice, fingerprint="a" * 12), elsewhere, advice, elsewhere):
@@ -327,9 +319,7 @@ def test_internal_errors_are_told_once_an_hour_and_stage(sink: LogSink, clock: C
         for clock.now in range(0, 7200, 600):
             sink.internal_error("judge", "KeyError")
             sink.internal_error("sink", "OSError")
-    assert [
-        (line["log_level"], line["stage"], line["error_class"], line.get("repeats")) for line in lines
-    ] == [
+    assert [(line["log_level"], line["stage"], line["error_class"], line.get("repeats")) for line in lines] == [
         ("warning", "judge", "KeyError", None),
         ("warning", "sink", "OSError", None),
         ("warning", "judge", "KeyError", 5),
@@ -526,9 +516,7 @@ def test_handlers_see_every_key(sink: LogSink, caplog: pytest.LogCaptureFixture)
     assert record.args == ()
 
 
-def test_other_events_read_by_themselves(
-    sink: LogSink, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_events_read_by_themselves(sink: LogSink, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Start, resolution, internal errors and repeats say all they know in the message."""
     caplog.set_level(logging.INFO)
     sink.started({"version": "1.0", "outermost": True, "pools": ["main", "replica 2"]})
@@ -549,9 +537,7 @@ def test_other_events_read_by_themselves(
 def test_a_formatter_of_structlog_shows_the_extra(sink: LogSink) -> None:
     """A handler with ProcessorFormatter and ExtraAdder takes our record, stack and all."""
     sink(FULL)  # the logger exists already
-    record = logging.makeLogRecord(
-        {"name": "session_watch", "msg": "session_watch.finding", **fit(FULL.as_dict())}
-    )
+    record = logging.makeLogRecord({"name": "session_watch", "msg": "session_watch.finding", **fit(FULL.as_dict())})
     formatter = structlog.stdlib.ProcessorFormatter(
         processor=structlog.dev.ConsoleRenderer(colors=False),
         foreign_pre_chain=[structlog.stdlib.ExtraAdder()],
@@ -611,18 +597,12 @@ ENDED = "session_watch.resolved [left-open abc] route=/ how=returned held_second
             [f"> {START}", f"> {FOUND}", f"> {ENDED}"],
             id="a handler at INFO",
         ),
-        pytest.param(
-            "logging.basicConfig(format='> %(message)s')", [f"> {FOUND}"], id="a handler at WARNING"
-        ),
+        pytest.param("logging.basicConfig(format='> %(message)s')", [f"> {FOUND}"], id="a handler at WARNING"),
         pytest.param("logging.getLogger('session_watch').setLevel('ERROR')", [FOUND], id="only a level"),
         pytest.param("logging.disable(logging.INFO)", [FOUND], id="info disabled"),
         pytest.param("logging.getLogger('session_watch').disabled = True", [], id="the logger disabled"),
-        pytest.param(
-            "logging.getLogger('session_watch').addHandler(logging.NullHandler())", [], id="NullHandler"
-        ),
-        pytest.param(
-            "logging.root.setLevel('INFO')", [START, FOUND, ENDED], id="a root level without a handler"
-        ),
+        pytest.param("logging.getLogger('session_watch').addHandler(logging.NullHandler())", [], id="NullHandler"),
+        pytest.param("logging.root.setLevel('INFO')", [START, FOUND, ENDED], id="a root level without a handler"),
     ],
 )
 def test_stderr_when_nobody_handles(before: str, expected: list[str]) -> None:
@@ -644,9 +624,7 @@ def test_json_on_stderr_when_nobody_handles() -> None:
 def test_a_later_dict_config_does_not_silence_us() -> None:
     """Importing makes no logger, so a dictConfig that disables existing loggers finds none."""
     handler = "{'class': 'logging.StreamHandler'}"
-    config = (
-        f"{{'version': 1, 'handlers': {{'h': {handler}}}, 'root': {{'handlers': ['h'], 'level': 'INFO'}}}}"
-    )
+    config = f"{{'version': 1, 'handlers': {{'h': {handler}}}, 'root': {{'handlers': ['h'], 'level': 'INFO'}}}}"
     process = told(f"import logging.config; logging.config.dictConfig({config})")
     assert process.stderr.splitlines() == [START, FOUND, ENDED]
 
@@ -658,9 +636,7 @@ HOSTILE = "a\r\nsession_watch.finding forged\x1b[2J\x00\u2028\u202e\udcff % %s {
 
 def hostile() -> Finding:
     """A finding whose every text breaks lines."""
-    texts: dict[str, Any] = {
-        f.name: HOSTILE for f in fields(Finding) if isinstance(getattr(FULL, f.name), str)
-    }
+    texts: dict[str, Any] = {f.name: HOSTILE for f in fields(Finding) if isinstance(getattr(FULL, f.name), str)}
     listed = {"stack": (HOSTILE,), "others": ({HOSTILE: HOSTILE},), "pending": {HOSTILE: 1}}
     return replace(FULL, **{**texts, **listed, "severity": Severity.ERROR})
 
@@ -692,9 +668,7 @@ def test_texts_cannot_break_a_renderer(renderer: Any) -> None:
     assert len(stack) <= 1
 
 
-LONG_TEXTS: dict[str, Any] = dict.fromkeys(
-    ("summary", "hint", "silence", "docs", "error", "work"), "\U0001f600" * 9000
-)
+LONG_TEXTS: dict[str, Any] = dict.fromkeys(("summary", "hint", "silence", "docs", "error", "work"), "\U0001f600" * 9000)
 OTHER = {
     "role": "holder",
     "work": "GET /chat",
@@ -719,9 +693,7 @@ OTHER = {
             (),
             id="many others",
         ),
-        pytest.param(
-            replace(FULL, summary="é" * 9000), ("summary", "others", "docs"), ("stack",), id="a long summary"
-        ),
+        pytest.param(replace(FULL, summary="é" * 9000), ("summary", "others", "docs"), ("stack",), id="a long summary"),
         pytest.param(
             replace(FULL, **LONG_TEXTS),
             ("summary", "fingerprint", "docs"),
@@ -734,9 +706,7 @@ OTHER = {
             ("pending", "stack"),
             id="what no cut makes fit",
         ),
-        pytest.param(
-            replace(FULL, held_seconds=math.nan), ("held_seconds",), (), id="a number that JSON has not"
-        ),
+        pytest.param(replace(FULL, held_seconds=math.nan), ("held_seconds",), (), id="a number that JSON has not"),
     ],
 )
 def test_a_line_has_at_most_8_kb(

@@ -220,12 +220,8 @@ FASTAPI_ROUTES = [
     pytest.param("/plain/{name}", "/plain/x", id="plain route in FastAPI"),
     pytest.param("/page", "/page", id="class-based endpoint"),
     pytest.param("/partial/{name}", "/partial/x", id="partial as endpoint"),
-    pytest.param(
-        "/v1/outer/{version}/inner/{item_id}", "/v1/outer/3/inner/x", id="nested prefixes, first inclusion"
-    ),
-    pytest.param(
-        "/v2/outer/{version}/inner/{item_id}", "/v2/outer/3/inner/x", id="nested prefixes, second inclusion"
-    ),
+    pytest.param("/v1/outer/{version}/inner/{item_id}", "/v1/outer/3/inner/x", id="nested prefixes, first inclusion"),
+    pytest.param("/v2/outer/{version}/inner/{item_id}", "/v2/outer/3/inner/x", id="nested prefixes, second inclusion"),
     pytest.param("/v1/outer/{version}", "/v1/outer/3", id="route at the prefix itself"),
     pytest.param("/v2/plain/{name}", "/v2/plain/x", id="plain route, included"),
     pytest.param("/sub/users/{user_id}", "/sub/users/7", id="mounted FastAPI"),
@@ -236,17 +232,13 @@ FASTAPI_ROUTES = [
         "/t/users/users/7",
         id="parameter's value equals a segment of the route",
     ),
-    pytest.param(
-        "/t/{tenant}/users/{user_id}", "/t/t/users/7", id="parameter's value equals a segment of the mount"
-    ),
+    pytest.param("/t/{tenant}/users/{user_id}", "/t/t/users/7", id="parameter's value equals a segment of the mount"),
     pytest.param("/wrapped/users/{user_id}", "/wrapped/users/7", id="mounted app inside middlewares"),
     pytest.param("/starlette/things/{thing}", "/starlette/things/7", id="mounted Starlette"),
     pytest.param("/starlette/", "/starlette/", id="root of a mounted Starlette"),
     pytest.param("/starlette/deep/leaf/{name}", "/starlette/deep/leaf/x", id="mount in a mount"),
     pytest.param("/of/{owner}/things/{thing}", "/of/ann/things/7", id="Starlette mounted with a parameter"),
-    pytest.param(
-        "/of/{owner}/deep/leaf/{name}", "/of/deep/deep/leaf/x", id="mount in a mount with a parameter"
-    ),
+    pytest.param("/of/{owner}/deep/leaf/{name}", "/of/deep/deep/leaf/x", id="mount in a mount with a parameter"),
     pytest.param("/static/*", "/static/style.css", id="static file"),
     pytest.param("/static/*", "/static/nope.css", id="static file that is not there"),
     pytest.param("/sub/*", "/sub/nope", id="404 inside a mount"),
@@ -271,12 +263,8 @@ def test_fastapi_label(fastapi_app: FastAPI, expected: str, path: str) -> None:
     ("expected", "path"),
     [
         pytest.param("/talk/{room}", "/talk/a", id="direct"),
-        pytest.param(
-            "/v1/outer/{version}/inner/talk/{room}", "/v1/outer/3/inner/talk/a", id="included, first"
-        ),
-        pytest.param(
-            "/v2/outer/{version}/inner/talk/{room}", "/v2/outer/3/inner/talk/a", id="included, second"
-        ),
+        pytest.param("/v1/outer/{version}/inner/talk/{room}", "/v1/outer/3/inner/talk/a", id="included, first"),
+        pytest.param("/v2/outer/{version}/inner/talk/{room}", "/v2/outer/3/inner/talk/a", id="included, second"),
         pytest.param("/starlette/talk/{room}", "/starlette/talk/a", id="mounted"),
         pytest.param("<unmatched>", "/nope", id="none there"),
     ],
@@ -308,9 +296,7 @@ def test_label_of_other_methods(fastapi_app: FastAPI, expected: str, method: str
         pytest.param("/items/{item_id}", "/items/7", id="direct"),
         pytest.param("/v2/outer/{version}/inner/{item_id}", "/v2/outer/3/inner/x", id="included"),
         pytest.param("/t/{tenant}/users/{user_id}", "/t/acme/users/7", id="mount with a parameter"),
-        pytest.param(
-            "/of/{owner}/things/{thing}", "/of/ann/things/7", id="Starlette mounted with a parameter"
-        ),
+        pytest.param("/of/{owner}/things/{thing}", "/of/ann/things/7", id="Starlette mounted with a parameter"),
         pytest.param("/static/*", "/static/style.css", id="static file"),
         pytest.param("<unmatched>", "/nope", id="404"),
     ],
@@ -633,10 +619,7 @@ def test_route_name_is_asked_first() -> None:
 @pytest.mark.parametrize(
     ("expected", "scope"),
     [
-        *(
-            pytest.param(method, {"type": "http", "method": method}, id=method)
-            for method in sorted(routes.METHODS)
-        ),
+        *(pytest.param(method, {"type": "http", "method": method}, id=method) for method in sorted(routes.METHODS)),
         pytest.param("OTHER", {"type": "http", "method": "BREW"}, id="a method nobody knows"),
         pytest.param("OTHER", {"type": "http", "method": "get"}, id="lower case"),
         pytest.param("OTHER", {"type": "http", "method": []}, id="no string"),
@@ -661,9 +644,7 @@ def test_method(expected: str, scope: Scope) -> None:
         pytest.param("/", "/prefix/", "/prefix", id="the root with a slash"),
         pytest.param("/metrics", "/prefix/metrics", "/prefix/", id="root ends in a slash"),
         pytest.param("/metrics", "/metrics", "/", id="root is a slash"),
-        pytest.param(
-            "/prefixed/metrics", "/prefixed/metrics", "/prefix", id="root is only the start of a segment"
-        ),
+        pytest.param("/prefixed/metrics", "/prefixed/metrics", "/prefix", id="root is only the start of a segment"),
         pytest.param("/metrics", "/metrics", None, id="root is None"),
         pytest.param("/", "", "", id="empty path"),
     ],
@@ -701,13 +682,9 @@ def nested_router() -> APIRouter:
         pytest.param(True, lambda app: app.add_route("/metrics", show), id="plain route"),
         pytest.param(True, lambda app: app.mount("/metrics", plain_app()), id="mount"),
         pytest.param(True, lambda app: app.include_router(metrics_router()), id="included"),
-        pytest.param(
-            True, lambda app: app.include_router(nested_router()), id="included in an included router"
-        ),
+        pytest.param(True, lambda app: app.include_router(nested_router()), id="included in an included router"),
         pytest.param(False, lambda app: app.include_router(metrics_router("/api")), id="included elsewhere"),
-        pytest.param(
-            False, lambda app: app.include_router(metrics_router(), prefix="/v1"), id="included with prefix"
-        ),
+        pytest.param(False, lambda app: app.include_router(metrics_router(), prefix="/v1"), id="included with prefix"),
         pytest.param(False, lambda app: app.add_api_route("/{rest:path}", read_file), id="catch-all"),
         pytest.param(False, lambda app: app.add_api_route("/{item_id}", read_item), id="parameter"),
         pytest.param(False, lambda app: app.add_api_route("/metrics/all", read_nothing), id="below it"),

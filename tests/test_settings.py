@@ -215,9 +215,7 @@ REFUSED_IN_CODE = [
     pytest.param({"pool_wait": 10**400}, NOT_SECONDS, id="beyond any float"),
     pytest.param({"pool_wait": True}, "pool_wait: True", id="a bool for seconds"),
     pytest.param({"pool_wait": "1"}, "pool_wait: '1'", id="text for seconds"),
-    pytest.param(
-        {"recent": True}, "recent: True is not accepted. Accepted: a whole", id="a bool for a count"
-    ),
+    pytest.param({"recent": True}, "recent: True is not accepted. Accepted: a whole", id="a bool for a count"),
     pytest.param({"recent": 0}, "recent: 0 is not accepted. Accepted: a whole number, 1 or more.", id="none"),
     pytest.param({"recent": 10.0}, "recent: 10.0", id="a float for a count"),
     pytest.param({"max_routes": 0}, "max_routes: 0", id="no routes"),
@@ -248,9 +246,7 @@ REFUSED_IN_CODE = [
     pytest.param({"helper_packages": ("shop/db",)}, "as it is imported", id="a path for a package"),
     pytest.param({"helper_packages": (".db",)}, "helper_packages: '.db'", id="a relative package"),
     pytest.param({"request_id_header": ""}, "request_id_header: ''", id="an empty header"),
-    pytest.param(
-        {"request_id_header": "x request id"}, "the name of an HTTP header", id="spaces in a header"
-    ),
+    pytest.param({"request_id_header": "x request id"}, "the name of an HTTP header", id="spaces in a header"),
     pytest.param({"request_id_header": b"x-id"}, "request_id_header: b'x-id'", id="bytes for a header"),
 ]
 
@@ -366,9 +362,7 @@ def test_not_switched_off(variables: dict[str, str], code: dict[str, object], en
         pytest.param("APP_PACKAGES", "my-shop", "Did you mean 'my_shop'?", id="a distribution's name"),
         pytest.param("REQUEST_ID_HEADER", "x id", "the name of an HTTP header", id="a space"),
         pytest.param("IGNORE", "left-open", "a JSON list such as", id="a name to ignore"),
-        pytest.param(
-            "IGNORE", '{"rule": "left-open"}', "a JSON list such as", id="an object without its list"
-        ),
+        pytest.param("IGNORE", '{"rule": "left-open"}', "a JSON list such as", id="an object without its list"),
         pytest.param("IGNORE", "[" * 100_000, "a JSON list such as", id="too deep"),
         pytest.param("IGNORE", '["left-open"]', "[0]: 'left-open' is not accepted", id="a list of names"),
         pytest.param("IGNORE", '[{"rule": "left-open"}]', "[0]: Ignore.reason: None", id="no reason"),
@@ -613,9 +607,7 @@ def test_an_ignore_matches(ignore: Ignore, expected: bool) -> None:
         pytest.param(Ignore("*", route="/f[a]", reason="x"), {"route": "/fa"}, False, id="no set of letters"),
         pytest.param(Ignore("*", route="/f!", reason="x"), {"route": "/f!"}, True, id="other signs"),
         pytest.param(Ignore("*", route="job:*", reason="x"), {"route": "job:mail"}, True, id="a job"),
-        pytest.param(
-            Ignore("*", route="<unmatched>", reason="x"), {"route": "<unmatched>"}, True, id="a label"
-        ),
+        pytest.param(Ignore("*", route="<unmatched>", reason="x"), {"route": "<unmatched>"}, True, id="a label"),
         pytest.param(
             Ignore("held-too-long", up_to=60, reason="x"),
             {"rule": "held-too-long"},
@@ -643,9 +635,7 @@ def test_an_ignore_matches_other_findings(ignore: Ignore, changed: dict[str, Any
         pytest.param({"fingerprint": "0123456789ax"}, "Ignore.fingerprint", id="no hex digit"),
         pytest.param({"fingerprint": "0123456789ab\n"}, "Ignore.fingerprint", id="a line break"),
         pytest.param({"fingerprint": 12}, "Ignore.fingerprint: 12", id="a number"),
-        pytest.param(
-            {"method": "get"}, "Ignore.method: 'get' is not accepted. Did you mean 'GET'?", id="get"
-        ),
+        pytest.param({"method": "get"}, "Ignore.method: 'get' is not accepted. Did you mean 'GET'?", id="get"),
         pytest.param({"method": None}, "Ignore.method: None", id="None for a method"),
         pytest.param({"route": 5}, "Ignore.route: 5", id="a number for a route"),
         pytest.param({"site": ""}, "Ignore.site: ''", id="an empty site"),
