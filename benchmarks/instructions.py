@@ -17,69 +17,54 @@ from typing import Any, NamedTuple
 from benchmarks.app import DRIVERS, NO_DATABASE, database
 from benchmarks.report import save, table
 from benchmarks.variants import VARIANTS
-from benchmarks.worker import ROOT, WARM_UP, command, environment
+from benchmarks.worker import ROOT, command, environment
 
-HEADS = ("driver", "variant", "instructions", "added", "error", "of which other threads")
+HEADS = ("driver", "variant", "instructions", "added", "error")
 NO_VALGRIND = "instructions: not counted, there is no valgrind on PATH."
 DEFAULT = ("none", "floor", "watch", "watch10k")
 DEALS = 12
 REQUESTS = 40  # in each block
 # setarch -R switches address randomisation off. The worker calls getppid before and after each block, so
-# each block becomes a dump of its own: "out.<part>-<thread>", always of the main thread. What the other
-# threads ran in all comes at the end, in "out-<thread>".
-CALLGRIND = ("setarch", "-R", "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes")
+# each block becomes a dump of its own, "out.<part>", of all threads.
+CALLGRIND = ("setarch", "-R", "valgrind", "--quiet", "--tool=callgrind", "--dump-before=getppid")
 TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
-MAIN_THREAD = "01"
-
-
-class Count(NamedTuple):
-    """Instructions per request: of the main thread in each block, of all others over the whole run."""
-
-    main: list[float]
-    others: float
 
 
 class Row(NamedTuple):
-    """One variant of one driver, the means over its blocks; error is the standard error of added."""
+    """One variant of one driver, per request: the means over its blocks, and the standard error of added."""
 
     driver: str
     variant: str
     total: float
     added: float
     error: float
-    added_by_others: float
 
     def cells(self) -> tuple[str, ...]:
         """The row as shown."""
-        numbers = (f"{self.total:,.0f}", f"{self.added:+,.0f}", f"{self.error:,.0f}")
-        return (self.driver, self.variant, *numbers, f"{self.added_by_others:+,.0f}")
+        return (self.driver, self.variant, f"{self.total:,.0f}", f"{self.added:+,.0f}", f"{self.error:,.0f}")
 
 
-def count(driver: str, variant: str, url: str, deals: int) -> Count:
-    """Run one worker under callgrind; SystemExit with the worker's own words if it fails."""
+def count(driver: str, variant: str, url: str, deals: int) -> list[float]:
+    """Run one worker under callgrind: a request's instructions in each block.
+
+    Raises:
+        SystemExit: the worker failed; with its own words.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        dumps = ("--dump-before=getppid", f"--callgrind-out-file={folder}/out")
-        line = [*CALLGRIND, *dumps, *command(driver, variant, url, "--deal")]
+        line = [*CALLGRIND, f"--callgrind-out-file={folder}/out", *command(driver, variant, url, "--deal")]
         feed: dict[str, Any] = {"input": f"{REQUESTS}\n" * deals, "env": environment(), "text": True}
         done = subprocess.run(line, cwd=ROOT, capture_output=True, check=False, **feed)
         if done.returncode:
             raise SystemExit(f"the {variant} worker of {driver} failed under valgrind:\n{done.stderr}")
-        return counted(Path(folder), deals)
+        return [total / REQUESTS for total in totals(Path(folder), deals)]
 
 
-def counted(folder: Path, deals: int) -> Count:
-    """The even parts are the blocks; the odd ones are the start and what lies between two blocks."""
+def totals(folder: Path, deals: int) -> list[int]:
+    """What the even parts, the blocks, took; the odd ones are the start and what lies between two blocks."""
     if len(list(folder.glob("out.*"))) != 2 * deals:
         raise SystemExit("callgrind's dumps do not fit the blocks: something else calls getppid")
-    main = [folder / f"out.{part}-{MAIN_THREAD}" for part in range(2, 2 * deals + 1, 2)]
-    others = [path for path in folder.glob("out-*") if path.name != f"out-{MAIN_THREAD}"]
-    requests = deals * (WARM_UP + REQUESTS)
-    return Count([total(path) / REQUESTS for path in main], sum(map(total, others)) / requests)
-
-
-def total(dump: Path) -> int:
-    """The sum a dump ends with."""
-    return sum(int(number) for number in TOTALS.findall(dump.read_text()))
+    dumps = [folder / f"out.{part}" for part in range(2, 2 * deals + 1, 2)]
+    return [sum(int(number) for number in TOTALS.findall(dump.read_text())) for dump in dumps]
 
 
 def measure(driver: str, url: str, variants: Sequence[str], deals: int) -> list[Row]:
@@ -89,12 +74,10 @@ def measure(driver: str, url: str, variants: Sequence[str], deals: int) -> list[
     return [row(driver, variant, run, runs[0]) for variant, run in zip(variants, runs, strict=True)]
 
 
-def row(driver: str, variant: str, run: Count, base: Count) -> Row:
+def row(driver: str, variant: str, run: Sequence[float], base: Sequence[float]) -> Row:
     """One variant against none, block by block."""
-    added = [one - none for one, none in zip(run.main, base.main, strict=True)]
-    others = run.others - base.others
-    error = stdev(added) / len(added) ** 0.5
-    return Row(driver, variant, mean(run.main) + run.others, mean(added) + others, error, others)
+    added = [one - none for one, none in zip(run, base, strict=True)]
+    return Row(driver, variant, mean(run), mean(added), stdev(added) / len(added) ** 0.5)
 
 
 def several(given: str) -> int:

@@ -18,7 +18,7 @@ try:
 except ImportError:  # greenlet comes with sqlalchemy[asyncio] only; without it there is nothing to cross
     getcurrent = None  # type: ignore[assignment]  # the name stands for "no greenlets here"
 
-LIBRARY, APPLICATION, BOUNDARY, HELPER = range(4)
+LIBRARY, APPLICATION, BOUNDARY, HELPER, PASSAGE = range(5)
 STACK_LIMIT = 12
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -27,7 +27,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # which would pin its locals.
 Mark = tuple[CodeType, int, bool]
 # A way from a listener out to the application that was walked before: how many frames down stands the last
-# library frame, its code, and where in it. Materialising frames is the costly part of a walk.
+# frame of SQLAlchemy, its code, and where in it. Materialising frames is the costly part of a walk.
 Way = tuple[int, CodeType, int]
 WAYS = 6
 
@@ -111,6 +111,8 @@ def _walk(ways: list[Way] | None, depth: int) -> Mark | None:
                 return code, frame.f_lasti, False
             if kind == BOUNDARY:
                 break
+        else:
+            ways = None  # only SQLAlchemy's own ways are known to have nothing of the application's on them
         before, frame = frame, frame.f_back
         steps += 1
     return _fallback(first)
@@ -196,8 +198,10 @@ def _classify(filename: str) -> int:
 def _kind_of(filename: str) -> int:
     if filename.startswith(HERE):
         demo = filename.startswith(os.path.join(HERE, "demo", ""))
-        return APPLICATION if demo else BOUNDARY if filename.endswith("middleware.py") else LIBRARY
+        return APPLICATION if demo else BOUNDARY if filename.endswith("middleware.py") else PASSAGE
     module = module_name(filename)
+    if module.partition(".")[0] in ("sqlalchemy", "sqlmodel"):
+        return PASSAGE
     if _under(module, _helpers):
         return HELPER
     if filename.endswith(LOOP_FILES) and filename.startswith(ROOTS):

@@ -40,7 +40,6 @@ ONLY_IN = {
     "sqlalchemy": {"listeners", "wraps", "pools", "sinks.metrics"},
     "greenlet": {"call_site"},
     "starlette": {"middleware"},
-    "anyio": {"middleware"},
     "prometheus_client": {"sinks.metrics", "watch", "middleware", "testing"},
     "structlog": {"sinks.log", "request_ids"},
     "asgi_correlation_id": {"request_ids"},

@@ -582,19 +582,11 @@ def test_remembered_ways_are_right(maze: Maze) -> None:
     assert mistakes(maze, shuffled=False) == []
 
 
-WRONG_WAY = pytest.mark.xfail(
-    strict=True,
-    reason="known fault: a way is taken again although a nearer line of the application stands on it",
-)
-
-
-@WRONG_WAY
 def test_remembered_ways_are_right_with_callbacks(maze: Maze) -> None:
     """The same where libraries call the application back, at any depth."""
     assert mistakes(maze, shuffled=True) == []
 
 
-@WRONG_WAY
 def test_remembered_way_through_a_context_manager(sessions: sessionmaker[Session]) -> None:
     """A context manager of the application is the right line after one of SQLAlchemy's has been used."""
 

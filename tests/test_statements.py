@@ -106,11 +106,6 @@ def test_effect(expected: int, sql: str) -> None:
     assert (effect(sql), effect(sql)) == (expected, expected)
 
 
-def misread(says: str) -> pytest.MarkDecorator:
-    """A fault that is known: the row fails, and has to lose this mark when it is mended."""
-    return pytest.mark.xfail(strict=True, reason=says)
-
-
 MISREAD = [
     pytest.param(WRITE, 'COPY "my orders" FROM STDIN', id="COPY into a table with a space in its name"),
     pytest.param(WRITE, "WITH n AS (SELECT 1) REPLACE INTO orders SELECT * FROM n", id="WITH ... REPLACE"),
@@ -126,9 +121,8 @@ MISREAD = [
 ]
 
 
-@misread("known fault: the effect is read off comments and quoted names too, and some verbs are missed")
 @pytest.mark.parametrize(("expected", "sql"), MISREAD)
-def test_effect_that_is_misread(expected: int, sql: str) -> None:
+def test_effect_behind_comments_and_names(expected: int, sql: str) -> None:
     """What is said in a comment or a name is not done; what stands behind them is."""
     assert effect(sql) == expected
 
@@ -166,10 +160,9 @@ def test_summary_is_bounded_and_printable() -> None:
     named = summary('INSERT INTO "' + "\x1b[31m\n\u202e" + "x" * 500 + '" VALUES (1)')
     assert named is not None
     assert named.isprintable()
-    assert len(named) == 120
+    assert len(named) <= 120
 
 
-@misread("known fault: comments are read as if they were the statement")
 @pytest.mark.parametrize(
     ("expected", "sql"),
     [
@@ -216,7 +209,6 @@ def test_masked_is_bounded_and_printable() -> None:
     assert len(text) == 1000
 
 
-@misread("known fault: only plain strings, and only as far as the text is read, are masked")
 @pytest.mark.parametrize(
     "sql",
     [
@@ -233,7 +225,6 @@ def test_no_text_survives(sql: str) -> None:
     assert SECRET not in (masked(sql) or "")
 
 
-@misread("known fault: numbers that are not written plainly are shown")
 @pytest.mark.parametrize(
     "number",
     [
@@ -294,7 +285,6 @@ def test_on_temporary(expected: bool, sql: str) -> None:
     assert on_temporary(sql, TEMPORARY) is expected
 
 
-@misread("known fault: the first table that is named counts as the one that is written to")
 @pytest.mark.parametrize(
     ("expected", "sql"),
     [
@@ -416,7 +406,6 @@ def test_a_megabyte_of_the_worst(sql: str) -> None:
     assert_read_within(0.3, sql)
 
 
-@misread("known fault: the time grows with the square of the length, on the request's path")
 @pytest.mark.parametrize("sql", [pytest.param(sql, id=says) for says, sql in ENDLESS.items()])
 def test_a_megabyte_that_takes_for_ever(sql: str) -> None:
     """What is searched again from every step is read in time too."""
