@@ -312,6 +312,7 @@ class Transaction(weakref.ref["Session"]):
     pending: dict[str, int] | None
     marks: tuple[Mark, ...] = ()
     writes_before_flush = 0
+    connection_collected = False
     excused = False
     reopened = False
     closed_mark: Mark | None = None

@@ -171,6 +171,8 @@ def _session_collected(opened: Any) -> None:
     """
     if opened.outcome is None:
         opened.outcome = "collected"
+        # A cancelled close may have given the connection back and left only the object to be collected.
+        opened.connected = bool(opened.checkouts) or opened.connection_collected
         opened.ended_at = current.clock()
         opened.pending = _pending_left(opened)
         ledger = opened.ledger
@@ -451,6 +453,8 @@ def checked_in(checkout: Checkout, how: str) -> None:
     ledger.held.discard(checkout)
     opened = checkout.transaction
     if opened is not None:
+        if how == "collected":
+            opened.connection_collected = True
         opened.checkouts = tuple(c for c in opened.checkouts if c is not checkout) if len(opened.checkouts) > 1 else ()
     elif how == "collected" and checkout.raw:
         ledger.suspect(checkout)

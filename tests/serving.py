@@ -51,6 +51,8 @@ def serve(app: Callable[..., Any], **options: Any) -> Iterator[str]:
     defaults = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 1}
     server = _Server(uvicorn.Config(app, **(defaults | options)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Else each answer may wait 40 ms for a delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         thread = threading.Thread(target=server.run_in_thread, args=(listener,), name="uvicorn", daemon=True)
         thread.start()
         try:
