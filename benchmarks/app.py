@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
-from sqlalchemy import AsyncAdaptedQueuePool, Connection, QueuePool, create_engine, insert, select
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, QueuePool, create_engine, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from starlette.types import ASGIApp, Message
@@ -82,7 +82,9 @@ async def build_async(url: str) -> FastAPI:
 
 
 def seed(connection: Connection) -> None:
-    """One user, also in a server's database that other workers have seeded before."""
+    """One user, also in a server's database that other workers seed at the same time."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(1)))
     Base.metadata.create_all(connection)
     if connection.scalar(select(User.id)) is None:
         connection.execute(insert(User), {"id": 1, "name": "Ada"})

@@ -81,9 +81,13 @@ def row(driver: str, variant: str, run: Sequence[float], base: Sequence[float]) 
 
 
 def several(given: str) -> int:
-    """A number of deals that has a spread; ValueError, which argparse reports, below 2."""
+    """A number of deals that has a spread.
+
+    Raises:
+        argparse.ArgumentTypeError: it is below 2.
+    """
     if int(given) < 2:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{given}, where at least 2 are needed")
     return int(given)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -60,7 +61,7 @@ def worker(driver: str, variant: str, url: str) -> Iterator[Ask]:
             print(count, file=questions, flush=True)
             answer = answers.readline().split()
             if not answer:
-                raise SystemExit(f"the {variant} worker of {driver} failed; see: echo 1 | {' '.join(line)}")
+                raise SystemExit(f"the {variant} worker of {driver} failed; see: echo 1 | {shlex.join(line)}")
             return Spent(*(float(seconds) / count * 1e6 for seconds in answer))
 
         yield ask

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
-from session_watch import current, listeners, pools, wraps
+from session_watch import current, listeners, pools, routes, wraps
 from session_watch.call_site import Mark
 from session_watch.current import detached_of, error_of, open_ledgers, still_runs
 from session_watch.facts import Snapshot
@@ -131,12 +131,19 @@ class Books:
         """End a work here and now: judge what it leaves, tell it, and let go of all that it knew."""
         ledger.ended_at = current.clock()
         ledger.error = error
-        ledger.route = ledger.route_label()
+        try:
+            ledger.route = ledger.route_label()
+        except Exception as failure:  # the application's own route_name
+            ERRORS.failed("route name", failure)
+            ledger.route = routes.UNKNOWN
         ledger.over = True
         open_ledgers.discard(ledger)
         found: tuple[Finding, ...] = ()
         if ledger.open or ledger.held or ledger.suspects or ledger.incidents:
-            found = self._settle_leftovers(ledger)
+            try:
+                found = self._settle_leftovers(ledger)
+            except Exception as failure:
+                ERRORS.failed("settle", failure)
         ledger.scope = ledger.task = ledger.loop = None
         self.settled.append(ledger)
         if len(self.settled) % SETTLED_LIMIT == 0:

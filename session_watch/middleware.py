@@ -70,7 +70,11 @@ class SessionWatchMiddleware:
         # One coroutine only: each level costs every await of the request.
         if BOOKS.teller is None:  # a process that was forked off has none yet
             BOOKS.start_teller()
-        ledger = self._open(scope)
+        try:
+            ledger = self._open(scope)
+        except Exception as error:  # an odd scope is not watched, and served all the same
+            ERRORS.failed("middleware", error)
+            ledger = EXCLUDED
         token = CURRENT.set(ledger)
         failure: BaseException | None = None
         try:
@@ -89,6 +93,12 @@ class SessionWatchMiddleware:
 
     def _begin(self, scope: Scope) -> None:
         self._ready = True
+        try:
+            self._start(scope)
+        except Exception as error:
+            ERRORS.failed("start", error)
+
+    def _start(self, scope: Scope) -> None:
         self.watch.attach()
         if not self.watch.attached:
             return
@@ -148,11 +158,7 @@ class SessionWatchMiddleware:
         return ledger
 
     def _close(self, ledger: Ledger, failure: BaseException | None) -> None:
-        try:
-            found = BOOKS.settle(ledger, None if failure is None else type(failure))
-        except Exception as error:
-            ERRORS.failed("settle", error)
-            return
+        found = BOOKS.settle(ledger, None if failure is None else type(failure))
         if found:
             raise_if_asked(found, self.watch, failure)
 
