@@ -22,16 +22,17 @@ from benchmarks.worker import ROOT, command, environment
 HEADS = ("driver", "variant", "instructions", "added", "error")
 NO_VALGRIND = "instructions: not counted, there is no valgrind on PATH."
 DEFAULT = ("none", "floor", "watch", "watch10k")
-DEALS = 12
-REQUESTS = 40  # in each block
+LAYOUTS = 3
+WARM_UP, REQUESTS = 200, 60
 # setarch -R switches address randomisation off. The worker calls getppid before and after each block, so
-# each block becomes a dump of its own, "out.<part>", of all threads.
+# each block becomes a dump of its own, "out.<part>", of all threads; the fourth is the measured one.
+MEASURED = 4
 CALLGRIND = ("setarch", "-R", "valgrind", "--quiet", "--tool=callgrind", "--dump-before=getppid")
 TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
 
 
 class Row(NamedTuple):
-    """One variant of one driver, per request: the means over its blocks, and the standard error of added."""
+    """One variant of one driver, per request: the means over the layouts, and the standard error of added."""
 
     driver: str
     variant: str
@@ -44,44 +45,38 @@ class Row(NamedTuple):
         return (self.driver, self.variant, f"{self.total:,.0f}", f"{self.added:+,.0f}", f"{self.error:,.0f}")
 
 
-def count(driver: str, variant: str, url: str, deals: int) -> list[float]:
-    """Run one worker under callgrind: a request's instructions in each block.
+def count(driver: str, variant: str, url: str, layout: int) -> float:
+    """Run one worker under callgrind: the instructions of a request.
 
     Raises:
         SystemExit: the worker failed; with its own words.
     """
     with tempfile.TemporaryDirectory() as folder:
-        line = [*CALLGRIND, f"--callgrind-out-file={folder}/out", *command(driver, variant, url, "--deal")]
-        feed: dict[str, Any] = {"input": f"{REQUESTS}\n" * deals, "env": environment(), "text": True}
+        line = [*CALLGRIND, f"--callgrind-out-file={folder}/out", *command(driver, variant, url, "--no-gc")]
+        feed: dict[str, Any] = {"input": f"{WARM_UP}\n{REQUESTS}\n", "env": environment(layout), "text": True}
         done = subprocess.run(line, cwd=ROOT, capture_output=True, check=False, **feed)
-        if done.returncode:
+        dump = Path(folder, f"out.{MEASURED}")
+        if done.returncode or not dump.exists():
             raise SystemExit(f"the {variant} worker of {driver} failed under valgrind:\n{done.stderr}")
-        return [total / REQUESTS for total in totals(Path(folder), deals)]
+        return sum(int(number) for number in TOTALS.findall(dump.read_text())) / REQUESTS
 
 
-def totals(folder: Path, deals: int) -> list[int]:
-    """What the even parts, the blocks, took; the odd ones are the start and what lies between two blocks."""
-    if len(list(folder.glob("out.*"))) != 2 * deals:
-        raise SystemExit("callgrind's dumps do not fit the blocks: something else calls getppid")
-    dumps = [folder / f"out.{part}" for part in range(2, 2 * deals + 1, 2)]
-    return [sum(int(number) for number in TOTALS.findall(dump.read_text())) for dump in dumps]
-
-
-def measure(driver: str, url: str, variants: Sequence[str], deals: int) -> list[Row]:
+def measure(driver: str, url: str, variants: Sequence[str], layouts: int) -> list[Row]:
     """Every variant of one driver, two at a time; the first is what the others are compared with."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        runs = list(pool.map(lambda variant: count(driver, variant, url, deals), variants))
+        jobs = {v: [pool.submit(count, driver, v, url, n) for n in range(layouts)] for v in variants}
+        runs = [[job.result() for job in jobs[variant]] for variant in variants]
     return [row(driver, variant, run, runs[0]) for variant, run in zip(variants, runs, strict=True)]
 
 
 def row(driver: str, variant: str, run: Sequence[float], base: Sequence[float]) -> Row:
-    """One variant against none, block by block."""
+    """One variant against none, layout by layout."""
     added = [one - none for one, none in zip(run, base, strict=True)]
     return Row(driver, variant, mean(run), mean(added), stdev(added) / len(added) ** 0.5)
 
 
 def several(given: str) -> int:
-    """A number of deals that has a spread.
+    """A number of layouts that has a spread.
 
     Raises:
         argparse.ArgumentTypeError: it is below 2.
@@ -93,7 +88,7 @@ def several(given: str) -> int:
 
 def counting(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """What may be chosen about the counting alone."""
-    parser.add_argument("--deals", type=several, default=DEALS, help="blocks per variant, at least 2")
+    parser.add_argument("--layouts", type=several, default=LAYOUTS, help="memory layouts, at least 2")
     parser.add_argument("--limit", type=int, help="exit 1 if watch adds more instructions than this")
     return parser
 
@@ -118,7 +113,7 @@ def counts(chosen: argparse.Namespace) -> list[Row]:
             if url is None:
                 print(NO_DATABASE)
                 continue
-            rows = measure(driver, url, variants, chosen.deals)
+            rows = measure(driver, url, variants, chosen.layouts)
         print(table(HEADS, [one.cells() for one in rows]), end="\n\n", flush=True)
         found += rows
     return found

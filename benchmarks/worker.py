@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import gc
 import os
-import random
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -19,7 +16,6 @@ from benchmarks.app import DRIVERS, build, call
 from benchmarks.variants import VARIANTS, open_works
 
 ROOT = Path(__file__).resolve().parent.parent
-WARM_UP = 120  # requests after a deal, until the interpreter has specialised its bytecode again
 FOREIGN = ("SESSION_WATCH_", "PROMETHEUS_")
 
 
@@ -28,10 +24,13 @@ def command(driver: str, variant: str, url: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.worker", driver, variant, url, *flags]
 
 
-def environment() -> dict[str, str]:
-    """The caller's environment without what would tune the product, and with fixed string hashes."""
+def environment(layout: int = 0) -> dict[str, str]:
+    """The caller's environment without what would tune the product, with fixed string hashes.
+
+    A layout is a padding of another length, which moves the interpreter's objects to other addresses.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    return {**kept, "PYTHONHASHSEED": "0"}
+    return {**kept, "PYTHONHASHSEED": "0", "LAYOUT": "x" * 97 * layout}
 
 
 async def requests(app: ASGIApp, count: int) -> None:
@@ -59,34 +58,13 @@ def block(loop: asyncio.AbstractEventLoop, app: ASGIApp, count: int) -> tuple[fl
     return spent
 
 
-def subclasses(cls: type) -> Iterator[type]:
-    """All classes that derive from the class, some of them more than once."""
-    children: list[type] = type.__subclasses__(cls)
-    for child in children:
-        yield child
-        yield from subclasses(child)
-
-
-def deal(order: random.Random) -> None:
-    """Give all classes new places in the interpreter's attribute cache.
-
-    A place follows from the address of a name and the version of a class. Where two hot attributes share one,
-    each request pays for it, and any change to the program deals anew: one deal says little about the change.
-    """
-    classes = list(dict.fromkeys(subclasses(object)))
-    order.shuffle(classes)
-    ctypes.pythonapi.PyType_Modified(ctypes.py_object(object))  # all classes lose their versions
-    for cls in classes:
-        type.__getattribute__(cls, "__init__")  # and each takes the next one when it is looked at
-
-
 def options() -> argparse.Namespace:
     """The worker's command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("driver", choices=DRIVERS)
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("url")
-    parser.add_argument("--deal", action="store_true", help="for counting: no collector, a new deal per block")
+    parser.add_argument("--no-gc", action="store_true", help="for counting: no collector")
     return parser.parse_args()
 
 
@@ -100,13 +78,10 @@ def main() -> None:
     app = variant.wrap(loop.run_until_complete(build(chosen.driver, chosen.url)))
     loop.run_until_complete(requests(app, 1))  # the product attaches here
     works = open_works(variant.others)
-    order = random.Random(1)
+    gc.collect()
+    if chosen.no_gc:
+        gc.disable()
     for line in sys.stdin:
-        if chosen.deal:
-            gc.disable()
-            gc.collect()
-            deal(order)
-            loop.run_until_complete(requests(app, WARM_UP))
         print(*block(loop, app, int(line)), file=answers)
     del works[:]
     os._exit(0)  # a driver's thread would keep the process, and there is nothing to tidy
