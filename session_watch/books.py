@@ -60,6 +60,10 @@ class Watcher(Protocol):
         """Tell a fault of our own."""
 
 
+# Who told what.
+Told = tuple[tuple[Watcher, Finding], ...]
+
+
 class Books:
     """One per process. Works are settled on the thread that ends them; everything later is the teller's."""
 
@@ -76,6 +80,7 @@ class Books:
 
     def attach(self, watcher: Watcher) -> None:
         """Let a watch judge every work of the process from now on."""
+        self.drain()  # what was done before is none of its business
         with self.lock:
             if watcher in self.watchers:
                 return
@@ -97,9 +102,22 @@ class Books:
         self.stop_teller()
 
     def _forget(self) -> None:
+        # What is open now may end while nobody hears it: it is nobody's from here on.
+        for ledger in tuple(open_ledgers):
+            self.left.update(ledger.open, ledger.held)
+        for left in self.left:
+            if isinstance(left, Transaction):
+                left.outcome = left.outcome or "forgotten"
+            else:
+                left.ended = left.ended or "forgotten"
         self.settled.clear()
         self.left.clear()
         self.due.clear()
+        for ledger in tuple(open_ledgers):
+            ledger.open.clear()
+            ledger.held.clear()
+        for book in tuple(pools.POOLS.values()):
+            book.out.clear()
 
     def start_teller(self) -> None:
         """Start the one daemon thread of this process, unless it runs."""
@@ -127,7 +145,7 @@ class Books:
 
     # Works
 
-    def settle(self, ledger: Ledger, error: type[BaseException] | None) -> tuple[Finding, ...]:
+    def settle(self, ledger: Ledger, error: type[BaseException] | None) -> Told:
         """End a work here and now: judge what it leaves, tell it, and let go of all that it knew."""
         ledger.ended_at = current.clock()
         ledger.error = error
@@ -138,7 +156,7 @@ class Books:
             ledger.route = routes.UNKNOWN
         ledger.over = True
         open_ledgers.discard(ledger)
-        found: tuple[Finding, ...] = ()
+        found: Told = ()
         if ledger.open or ledger.held or ledger.suspects or ledger.incidents:
             try:
                 found = self._settle_leftovers(ledger)
@@ -150,7 +168,7 @@ class Books:
             put(("fold", None))
         return found
 
-    def _settle_leftovers(self, ledger: Ledger) -> tuple[Finding, ...]:
+    def _settle_leftovers(self, ledger: Ledger) -> Told:
         _hand_to_their_tasks(ledger)
         now = current.clock()
         remaining: list[Transaction] = []
@@ -182,9 +200,9 @@ class Books:
         else:
             ERRORS.drop("left open")
 
-    def judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
+    def judge(self, snapshot: Snapshot) -> Told:
         """Let every attached watch judge."""
-        return tuple(finding for watcher in self.watchers for finding in watcher.judge(snapshot))
+        return tuple((watcher, finding) for watcher in self.watchers for finding in watcher.judge(snapshot))
 
     @property
     def sweep_interval(self) -> float:
@@ -357,14 +375,14 @@ def _remove(ledger: Ledger, suspect: Transaction | Checkout) -> bool:
 
 
 def _taken(several: deque[Any] | list[Any] | None) -> list[Any]:
-    """Empty it, whoever else appends or takes at the same time."""
+    """Empty it, whoever else appends or takes at the same time; oldest first."""
     taken = []
     for _ in range(len(several or ())):
         try:
             taken.append(several.pop())  # type: ignore[union-attr]  # None has no length to loop over
         except IndexError:  # somebody else takes from it too
             break
-    return taken
+    return taken[::-1]
 
 
 def _hand_to_their_tasks(ledger: Ledger) -> None:

@@ -134,11 +134,12 @@ def callers(depth: int = 2) -> tuple[Mark, ...]:
     return tuple((f.f_code, f.f_lasti, False) for _, f in zip(range(STACK_LIMIT), found, strict=False))
 
 
-def frame_mark(frame: FrameType | None) -> Mark | None:
-    """The nearest application frame from this one outwards; None where there is none."""
-    for each, kind in _frames(frame):
-        if kind == APPLICATION:
-            return each.f_code, each.f_lasti, False
+def nearest_application(frame: FrameType | None) -> Mark | None:
+    """The nearest application frame from this one outwards, whatever stands between; None where there is none."""
+    while frame is not None:
+        if _classify(frame.f_code.co_filename) == APPLICATION:
+            return frame.f_code, frame.f_lasti, False
+        frame = frame.f_back
     return None
 
 

@@ -139,6 +139,8 @@ def _savepoint_ended(opened: Transaction, savepoints: list[tuple[int, Failed | N
 
 
 def _end(opened: Transaction, account: Account) -> None:
+    if opened.outcome is not None:
+        return
     ended_at = opened.ended_at = current.clock()
     if opened.committed:
         outcome = "committed"
@@ -443,6 +445,8 @@ def _reason(exception: BaseException | None) -> str:
 
 def checked_in(checkout: Checkout, how: str) -> None:
     """End a checkout. The collector may run this anywhere: append only, no lock."""
+    if checkout.ended is not None:
+        return
     now = checkout.ended_at = current.clock()
     checkout.ended = how
     used = now - checkout.taken_at

@@ -160,7 +160,7 @@ class SessionWatchMiddleware:
     def _close(self, ledger: Ledger, failure: BaseException | None) -> None:
         found = BOOKS.settle(ledger, None if failure is None else type(failure))
         if found:
-            raise_if_asked(found, self.watch, failure)
+            raise_if_asked(found, failure)
 
 
 def _open_encloser(enclosing: Ledger | None) -> Ledger | None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import os
 import queue
 import sys
 import threading
@@ -21,7 +22,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry
 
 from session_watch import call_site, current, listeners
-from session_watch.books import BOOKS
+from session_watch.books import BOOKS, Told
 from session_watch.call_site import resolve
 from session_watch.current import CURRENT, open_ledger, open_ledgers
 from session_watch.expecting import decorated
@@ -103,7 +104,7 @@ class SessionWatch:
         self.registry = prometheus_client.REGISTRY if registry is None else registry
         self.sinks: tuple[Sink, ...] = (LogSink(self.settings),) if sinks is None else tuple(sinks)
         self.tally = Tally(max_routes=self.settings.max_routes, max_pools=self.settings.max_pools)
-        self.attached = self.released = False
+        self.attached = self.released = self._start_told = False
         self.last_sweep: float | None = None
         self._clock = clock
         self._number = next(_numbers)
@@ -225,7 +226,7 @@ class SessionWatch:
 
     def assert_clean(self) -> None:
         """Raise SessionLeakError if there is a certain error among the findings."""
-        errors = [f for f in self.findings() if f.certain and f.severity is Severity.ERROR]
+        errors = [f for f in self.findings() if _is_proved_error(f)]
         if errors:
             raise SessionLeakError(errors)
 
@@ -383,7 +384,9 @@ class SessionWatch:
 
     def started(self, facts: Mapping[str, Any]) -> None:
         """Tell, once, how the watch was started."""
-        self._to_sinks("started", facts)
+        if not self._start_told:
+            self._start_told = True
+            self._to_sinks("started", facts)
 
 
 def _text(mark: Any) -> str | None:
@@ -407,6 +410,8 @@ class _Callback:
         self._function = function
         self._queue: queue.Queue[Finding | None] = queue.Queue(CALLBACKS_WAITING)
         self._thread: threading.Thread | None = None
+        self._starting = threading.RLock()
+        self._pid = 0
 
     def put(self, finding: Finding) -> None:
         """Hand a finding over; one too many is dropped and counted."""
@@ -415,9 +420,11 @@ class _Callback:
         except queue.Full:
             ERRORS.drop("on_finding")
             return
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="session_watch on_finding", daemon=True)
-            self._thread.start()
+        with self._starting:
+            if self._thread is None or self._pid != os.getpid():  # a thread does not survive a fork
+                self._pid = os.getpid()
+                self._thread = threading.Thread(target=self._run, name="session_watch on_finding", daemon=True)
+                self._thread.start()
 
     def _run(self) -> None:
         while (finding := self._queue.get()) is not None:
@@ -467,7 +474,7 @@ class Job:
         ledger, token = self._entered.pop()
         with contextlib.suppress(ValueError):  # left in another context than it was entered in
             CURRENT.reset(token)
-        raise_if_asked(BOOKS.settle(ledger, kind), self._watch, error)
+        raise_if_asked(BOOKS.settle(ledger, kind), error)
 
     async def __aenter__(self) -> Job:
         """Begin the work."""
@@ -484,11 +491,13 @@ class Job:
         return decorated(function, functools.partial(Job, self._name, self._watch))
 
 
-def raise_if_asked(found: Sequence[Finding], watch: SessionWatch, error: BaseException | None) -> None:
-    """With ``action="raise"``, raise the certain errors of a work that is over, or note them on its own exception."""
-    if watch.settings.action != "raise" or not found:
-        return
-    errors = [f for f in found if f.certain and f.severity is Severity.ERROR]
+def raise_if_asked(told: Told, error: BaseException | None) -> None:
+    """Raise what the watches with ``action="raise"`` told of certain errors, or note it on the work's own exception."""
+    errors = [
+        finding
+        for watch, finding in told
+        if isinstance(watch, SessionWatch) and watch.settings.action == "raise" and _is_proved_error(finding)
+    ]
     if not errors:
         return
     leak = SessionLeakError(errors)
@@ -496,6 +505,10 @@ def raise_if_asked(found: Sequence[Finding], watch: SessionWatch, error: BaseExc
         raise leak
     if sys.version_info >= (3, 11):
         error.add_note(str(leak))
+
+
+def _is_proved_error(finding: Finding) -> bool:
+    return finding.certain and finding.severity is Severity.ERROR
 
 
 _default: list[tuple[SessionWatch, str]] = []
@@ -521,9 +534,8 @@ def default_watch(settings: Settings | None = None) -> SessionWatch:
 
 
 def _asked_at() -> str:
-    frame = inspect.currentframe()
-    mark = call_site.frame_mark(frame)
-    return str(resolve(mark)) if mark is not None else "a library"
+    site = resolve(call_site.nearest_application(inspect.currentframe()))
+    return "a library" if site is None else str(site)
 
 
 def job(name: str) -> Job:

@@ -598,6 +598,16 @@ def test_several_binds(engine: Engine, other_engine: Engine) -> None:
         assert (used(watch), used(watch, "other")) == (0, 0)
 
 
+def test_findings_are_told_oldest_first(engine: Engine) -> None:
+    """The order of the findings is the order in which it happened."""
+    with watching() as watch:
+        with watch.job("play"):
+            _write_and_close(sessionmaker(engine))
+            _flush_and_close(sessionmaker(engine))
+        sites = [str(finding.opened_site).rpartition(" ")[2] for finding in watch.findings()]
+        assert sites == ["_write_and_close", "_flush_and_close"]
+
+
 # What is counted of a transaction that runs
 
 
@@ -1039,12 +1049,6 @@ def test_open_while_attaching(engine: Engine) -> None:
         assert used(watch) == 0
 
 
-STALE = pytest.mark.xfail(
-    strict=True, reason="known fault: what was open at a detach is taken for open by the next watch"
-)
-
-
-@STALE
 def test_closed_while_detached(engine: Engine) -> None:
     """A session that was closed while nobody watched was not left to the collector."""
     with watching() as watch, watch.job("play"):
@@ -1057,7 +1061,6 @@ def test_closed_while_detached(engine: Engine) -> None:
         assert rules(watch.findings()) == []
 
 
-@STALE
 def test_returned_while_detached(tmp_path: Path) -> None:
     """A connection that came back while nobody watched is not told to be out."""
     engine = create_engine(f"sqlite:///{tmp_path / 'test.db'}", poolclass=NullPool, pool_logging_name="main")
@@ -1339,7 +1342,6 @@ def test_on_finding_that_fails(engine: Engine) -> None:
         assert internal_errors(watch, "on_finding") >= before + 1
 
 
-@pytest.mark.xfail(strict=True, reason="known fault: two findings told at once start two threads, and one stays")
 def test_on_finding_has_one_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """However findings are told, there is one thread for them, and it ends with the watch."""
     told = threading.Event()
@@ -1371,7 +1373,6 @@ def open_works() -> Iterator[set[Ledger]]:
     open_ledgers.intersection_update(before)
 
 
-@pytest.mark.xfail(strict=True, reason="known fault: then the request is never over, nor judged, and stays for ever")
 def test_route_name_that_fails(engine: Engine, open_works: set[Ledger]) -> None:
     """A callback that names routes and raises spoils a label, nothing else; later requests are as before."""
     wrong = True
