@@ -318,7 +318,7 @@ async def many(watch: SessionWatch, engine: Engine, requests: int) -> None:
 
 
 def test_memory_is_flat(engine: Engine) -> None:
-    """After 3,000 requests less than 16 bytes are kept for each: the smallest object would take more."""
+    """After 3,000 requests less than 32 bytes are kept for each: an object that somebody holds takes more."""
     with watching() as watch:
         asyncio.run(many(watch, engine, 300))
         tracemalloc.start()
@@ -331,7 +331,7 @@ def test_memory_is_flat(engine: Engine) -> None:
             after, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert after - before < 3_000 * 16
+    assert after - before < 3_000 * 32
 
 
 @pytest.mark.slow
