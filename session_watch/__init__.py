@@ -5,17 +5,11 @@ __version__ = "0.1.0"
 from session_watch.expecting import expect
 from session_watch.findings import Finding, Resolved, Severity
 from session_watch.middleware import SessionWatchMiddleware, metrics_app
+from session_watch.raising import SessionLeakError, SessionLeakWarning
 from session_watch.rules import RULES
 from session_watch.settings import Ignore, Settings
 from session_watch.sinks import Sink
-from session_watch.watch import (
-    Held,
-    SessionLeakError,
-    SessionLeakWarning,
-    SessionWatch,
-    default_watch,
-    job,
-)
+from session_watch.watch import Held, SessionWatch, default_watch, job
 
 __all__ = [
     "RULES",

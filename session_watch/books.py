@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import threading
@@ -15,7 +16,7 @@ from session_watch.call_site import Mark
 from session_watch.current import detached_of, error_of, open_ledgers, still_runs
 from session_watch.facts import Snapshot
 from session_watch.findings import Finding
-from session_watch.inbox import ERRORS, INBOX, LIMIT, put
+from session_watch.inbox import BELL, ERRORS, INBOX, LIMIT, ring
 from session_watch.ledger import OUTSIDE, Checkout, Done, Incident, Ledger, Transaction
 from session_watch.pools import PoolBook
 from session_watch.snapshot import freeze, is_out, transaction_facts
@@ -25,6 +26,8 @@ CLOSING_TIME = 1.0
 BY_ITSELF_AFTER = 1.0
 LEFT_LIMIT = 10_000
 SETTLED_LIMIT = 256
+# Seconds to wait for whoever has the books in hand: a sink may hold them up for ever.
+PATIENCE = 5.0
 
 
 class Watcher(Protocol):
@@ -37,6 +40,10 @@ class Watcher(Protocol):
     @property
     def statements(self) -> bool:
         """Whether statements are to be seen."""
+
+    @property
+    def raises(self) -> bool:
+        """Whether a work is to raise the certain errors that it leaves."""
 
     def judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
         """Find, tell and remember what is wrong; return what was told."""
@@ -70,6 +77,7 @@ class Books:
     def __init__(self) -> None:
         self.watchers: tuple[Watcher, ...] = ()
         self.lock = threading.RLock()
+        self.counting = threading.RLock()  # never held while anything is told; taken after the lock, or alone
         self.settled: deque[Ledger] = deque()
         self.left: set[Transaction | Checkout] = set()
         self.due: list[tuple[float, Ledger, Transaction]] = []
@@ -134,12 +142,13 @@ class Books:
         """End the thread and wait for it, unless it is the one that asks."""
         teller, self.teller = self.teller, None
         if teller is not None and teller.is_alive() and teller is not threading.current_thread():
-            put(("stop", teller))
+            ring()
             teller.join(timeout=5)
 
     def forked(self) -> None:
         """Begin anew in a child process: threads and locks do not survive a fork."""
         self.lock = threading.RLock()
+        self.counting = threading.RLock()
         self.teller = None
         self._forget()
 
@@ -164,9 +173,21 @@ class Books:
                 ERRORS.failed("settle", failure)
         ledger.scope = ledger.task = ledger.loop = None
         self.settled.append(ledger)
-        if len(self.settled) % SETTLED_LIMIT == 0:
-            put(("fold", None))
+        waiting = len(self.settled)
+        if waiting % SETTLED_LIMIT == 0:
+            self._have_folded(waiting)
         return found
+
+    def _have_folded(self, waiting: int) -> None:
+        """Have what is settled added up: by the teller or, where it does not keep up, here and now."""
+        ring()
+        if waiting >= 2 * SETTLED_LIMIT and self.counting.acquire(blocking=False):
+            try:
+                self.fold()
+            except Exception as error:
+                ERRORS.failed("fold", error)
+            finally:
+                self.counting.release()
 
     def _settle_leftovers(self, ledger: Ledger) -> Told:
         _hand_to_their_tasks(ledger)
@@ -214,14 +235,11 @@ class Books:
     def _tell(self) -> None:
         me = threading.current_thread()
         while self.teller is me:
-            try:
-                kind, value = INBOX.get(timeout=self.sweep_interval)
-            except queue.Empty:
-                kind, value = "sweep", None
-            if kind == "stop" and value is me:
+            with contextlib.suppress(queue.Empty):
+                BELL.get(timeout=self.sweep_interval)
+            if self.teller is not me:
                 return
             try:
-                self._take(kind, value)
                 self.drain()
                 self._sweep_if_due()
             except Exception as error:
@@ -234,28 +252,33 @@ class Books:
             self.sweep(now)
 
     def drain(self) -> None:
-        """Take up everything that waits, and add up what is settled."""
-        with self.lock:
-            for _ in range(LIMIT):
-                try:
-                    kind, value = INBOX.get_nowait()
-                except queue.Empty:
-                    break
-                if kind == "stop":
-                    if value is self.teller or value.is_alive():
-                        put((kind, value))
-                    break
-                self._take(kind, value)
-            self.fold()
+        """Take up everything that waits, and add up what is settled.
+
+        Waits for what another thread has in hand, which holds the lock meanwhile.
+        """
+        lock = self.lock
+        if lock.acquire(timeout=PATIENCE):
+            try:
+                self._empty_inbox()
+            finally:
+                lock.release()
+        self.fold()
+
+    def _empty_inbox(self) -> None:
+        for _ in range(LIMIT):
+            try:
+                kind, value = INBOX.get_nowait()
+            except queue.Empty:
+                return
+            self._take(kind, value)
 
     def _take(self, kind: str, value: Any) -> None:
         handler = self._handlers.get(kind)
         if handler is not None:
-            with self.lock:
-                try:
-                    handler(self, value)
-                except Exception as error:
-                    ERRORS.failed(kind, error)
+            try:
+                handler(self, value)
+            except Exception as error:
+                ERRORS.failed(kind, error)
 
     def _on_late(self, value: tuple[Ledger, Incident]) -> None:
         origin, incident = value
@@ -287,11 +310,12 @@ class Books:
             watcher.ended(episode, how, current.clock() if at is None else at)
 
     def _count_late(self, ledger: Ledger) -> None:
-        done = ledger.done[:]
-        if done:
-            del ledger.done[: len(done)]
-            for watcher in self.watchers:
-                watcher.count([(ledger, done, 0)])
+        with self.counting:
+            done = ledger.done[:]
+            if done:
+                del ledger.done[: len(done)]
+                for watcher in self.watchers:
+                    watcher.count([(ledger, done, 0)])
 
     def _on_detached(self, value: tuple[Ledger, type[BaseException] | None]) -> None:
         ledger, error = value
@@ -322,7 +346,7 @@ class Books:
 
     def fold(self) -> None:
         """Add up what settled works and pools have done. Called before anybody reads a number."""
-        with self.lock:
+        with self.counting:
             settled = [(ledger, ledger.done[:], ledger.peak) for ledger in _taken(self.settled)]
             for watcher in self.watchers:
                 watcher.count(settled)

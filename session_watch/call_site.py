@@ -18,6 +18,7 @@ try:
 except ImportError:  # greenlet comes with sqlalchemy[asyncio] only; without it there is nothing to cross
     getcurrent = None  # type: ignore[assignment]  # the name stands for "no greenlets here"
 
+_getframe = sys._getframe
 LIBRARY, APPLICATION, BOUNDARY, HELPER, PASSAGE = range(5)
 STACK_LIMIT = 12
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -26,10 +27,39 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # A line as it is kept: code object and instruction offset, and whether it is only a library's. Never a frame,
 # which would pin its locals.
 Mark = tuple[CodeType, int, bool]
-# A way from a listener out to the application that was walked before: how many frames down stands the last
-# frame of SQLAlchemy, its code, and where in it. Materialising frames is the costly part of a walk.
-Way = tuple[int, CodeType, int]
-WAYS = 6
+# Ways and marks that one kind of caller remembers.
+WAYS, MARKS = 6, 4096
+
+
+class Ways:
+    """The ways from one listener out to the application that were walked before: materialising frames is costly.
+
+    A way is how many frames down SQLAlchemy was entered, and by which function. Where a known line of the
+    application stands behind a known way again, nothing between is looked at.
+    """
+
+    __slots__ = ("known", "marks")
+
+    def __init__(self) -> None:
+        self.known: tuple[tuple[int, CodeType], ...] = ()
+        self.marks: dict[int, Mark] = {}
+        _all_ways.append(self)
+
+    def remember(self, steps: int, entered: CodeType, mark: Mark) -> None:
+        """Keep a way and the line behind it for the next time, the newest first."""
+        if (steps, entered) not in self.known:
+            self.known = ((steps, entered), *self.known)[:WAYS]
+        if len(self.marks) >= MARKS:
+            self.marks.clear()
+        self.marks[id(mark[0]) + mark[1]] = mark
+
+    def forget(self) -> None:
+        """Know none."""
+        self.known = ()
+        self.marks.clear()
+
+
+_all_ways: list[Ways] = []
 
 
 def _library_roots() -> tuple[str, ...]:
@@ -56,6 +86,8 @@ def trust(app_packages: tuple[str, ...], helper_packages: tuple[str, ...]) -> No
     _yours.update(app_packages)
     _helpers.update(helper_packages)
     _kinds.clear()
+    for ways in _all_ways:
+        ways.forget()
 
 
 def learn_endpoint(scope: Mapping[str, Any]) -> None:
@@ -76,26 +108,28 @@ def _remember_endpoint_module(module: str) -> None:
         trust((package,), ())
 
 
-def caller(ways: list[Way] | None = None, depth: int = 2) -> Mark | None:
+def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
     """The nearest application frame above the caller's caller, else the nearest library frame, marked.
 
-    ``ways``: the caller's own list of ways out that it took before; a way that leads through the same
-    library call at the same depth again is taken without a look at the frames between.
+    ``ways``: what the caller remembers of the ways out that it took before.
     """
-    if ways:
-        for steps, code, offset in ways:
+    if ways is not None:
+        for steps, entered in ways.known:
             try:
-                last = sys._getframe(steps)
+                last = _getframe(steps)
             except ValueError:
                 continue
-            if last.f_code is code and last.f_lasti == offset:
+            if last.f_code is entered:
                 frame = last.f_back
-                if frame is not None and _kinds.get(frame.f_code.co_filename) == APPLICATION:
-                    return frame.f_code, frame.f_lasti, False
+                if frame is not None:
+                    code, offset = frame.f_code, frame.f_lasti
+                    mark = ways.marks.get(id(code) + offset)
+                    if mark is not None and mark[0] is code and mark[1] == offset:
+                        return mark
     return _walk(ways, depth + 1)
 
 
-def _walk(ways: list[Way] | None, depth: int) -> Mark | None:
+def _walk(ways: Ways | None, depth: int) -> Mark | None:
     frame = first = _innermost(depth + 1)
     before: FrameType | None = None
     steps = depth - 1
@@ -106,9 +140,10 @@ def _walk(ways: list[Way] | None, depth: int) -> Mark | None:
             kind = _classify(code.co_filename)
         if kind:
             if kind == APPLICATION:
-                if ways is not None and before is not None:
-                    _remember_way(ways, steps, before, first)
-                return code, frame.f_lasti, False
+                mark = (code, frame.f_lasti, False)
+                if ways is not None and before is not None and _stands_at(steps + 1, before):
+                    ways.remember(steps - 1, before.f_code, mark)
+                return mark
             if kind == BOUNDARY:
                 break
         else:
@@ -118,14 +153,12 @@ def _walk(ways: list[Way] | None, depth: int) -> Mark | None:
     return _fallback(first)
 
 
-def _remember_way(ways: list[Way], steps: int, last: FrameType, first: FrameType | None) -> None:
-    """Keep a way for the next time, the newest first; not across a greenlet, where the way is short anyway."""
+def _stands_at(depth: int, frame: FrameType) -> bool:
+    """Whether the frame is on this stack; across a greenlet it is on another, and the way to it is short."""
     try:
-        if sys._getframe(steps + 1) is last:
-            ways.insert(0, (steps - 1, last.f_code, last.f_lasti))
-            del ways[WAYS:]
+        return _getframe(depth) is frame
     except ValueError:
-        pass
+        return False
 
 
 def callers(depth: int = 2) -> tuple[Mark, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 from session_watch.call_site import Mark
 from session_watch.inbox import put
 from session_watch.ledger import OUTSIDE, Actor, Call, CallRef, Ledger
+from session_watch.request_ids import request_id_of
 
 CURRENT: ContextVar[Ledger] = ContextVar("session_watch", default=OUTSIDE)
 # Set in the copied context of a worker thread's call, so it dies with that call. Never set on an event loop's thread.
@@ -129,6 +130,7 @@ def _new_detached(name: str, origin: Ledger) -> Ledger:
     ledger = Ledger("detached")
     ledger.label = f"task:{name}"
     ledger.started_by = origin.name
+    request_id_of(origin)
     ledger.request_id = origin.request_id
     parent = origin.parent
     while parent is not None and parent.over:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -46,18 +46,17 @@ class expect:  # noqa: N801  # it reads as a word: with expect("left-open", reas
                 f"expect(up_to) is {up_to!r} for {rule}; accepted: seconds above 0 for {', '.join(sorted(LIVE_RULES))}."
             )
         self._expectation = Expectation(rule, up_to, reason)
-        self._tokens: list[Token[tuple[Expectation, ...]]] = []
         listeners.expectations = EXPECTED.get
 
     def __enter__(self) -> None:
         """Expect it from here."""
-        self._tokens.append(EXPECTED.set((*EXPECTED.get(), self._expectation)))
+        EXPECTED.set((*EXPECTED.get(), self._expectation))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Expect it no longer."""
-        EXPECTED.reset(self._tokens.pop())
+        EXPECTED.set(_without_last(EXPECTED.get(), self._expectation))
 
     async def __aenter__(self) -> None:
         """Expect it from here."""
@@ -71,11 +70,15 @@ class expect:  # noqa: N801  # it reads as a word: with expect("left-open", reas
 
     def __call__(self, function: Function) -> Function:
         """Expect it while this function runs; a generator's steps count, what runs between them does not."""
-        return decorated(function, self._again)
+        return decorated(function, lambda: self)
 
-    def _again(self) -> expect:
-        expectation = self._expectation
-        return expect(expectation.rule, up_to=expectation.up_to, reason=expectation.reason)
+
+def _without_last(expected: tuple[Expectation, ...], ended: Expectation) -> tuple[Expectation, ...]:
+    """What stays expected. A block may be left in a context in which it was never entered: nothing ends there."""
+    for place in range(len(expected) - 1, -1, -1):
+        if expected[place] is ended:
+            return expected[:place] + expected[place + 1 :]
+    return expected
 
 
 def decorated(function: Function, block: Callable[[], Any]) -> Function:

@@ -37,22 +37,33 @@ class WorkFacts:
     ended_at: float | None = None
     succeeded: bool = True
     started_by: str | None = None
+    responded_at: float | None = None
+    response_ended_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """The statement or flush that failed first in a transaction, and what became of the transaction after it."""
+    """The statement or flush that failed first in a transaction, and what became of the transaction after it.
+
+    ``after_response``: it failed in a commit or flush, after a success status was sent, in a transaction begun
+    before that. ``made_good``: a later commit of the same session succeeded.
+    """
 
     error: str
     flush: bool
     site: Site | None = None
     used_again: bool = False
     wrote_before: bool = False
+    after_response: bool = False
+    made_good: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckoutFacts:
-    """One connection out of a pool; ``ended`` says how it came back, None while it is out. Times in seconds."""
+    """One connection out of a pool; ``ended`` says how it came back, None while it is out. Times in seconds.
+
+    ``db_pid``: the server's process id, where the driver tells it.
+    """
 
     pool: str
     taken_at: float
@@ -67,6 +78,7 @@ class CheckoutFacts:
     last_statement: str | None = None
     pool_used: int | None = None
     pool_max: int | None = None
+    db_pid: int | None = None
     phase: str | None = None
     stack: tuple[Site, ...] = ()
     subject: object = None
@@ -101,6 +113,152 @@ class TransactionFacts:
     stack: tuple[Site, ...] = ()
     subject: object = None
     session: object = None
+    expected: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldFacts:
+    """One connection that is out now, and what its holder does.
+
+    ``state``: one of HELD_STATES. ``idle_since``: when something was last executed with it, else when it was
+    taken; seconds of the clock. ``reading``: a streamed result is being read. ``transaction``: the session's,
+    None for a connection taken without one. ``limits``: seconds that the code expects of a rule instead.
+    """
+
+    checkout: CheckoutFacts
+    transaction: TransactionFacts | None = None
+    state: str = "idle"
+    idle_since: float
+    reading: bool = False
+    current_site: Site | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who holds a connection of an exhausted pool. Seconds."""
+
+    work: str
+    route: str = ""
+    request_id: str | None = None
+    state: str = "idle"
+    age_seconds: float
+    idle_seconds: float | None = None
+    opened_site: Site | None = None
+    current_site: Site | None = None
+    last_statement: str | None = None
+    db_pid: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolWait:
+    """Somebody waits for a connection, or did in vain. Seconds.
+
+    ``outcome``: ``timed out``, ``cancelled``, ``refused`` (by the server), or None while the wait goes on.
+    ``blocks_loop``: it is a synchronous wait on a thread that runs an event loop. ``told``: the process has
+    told of this pool less than a minute ago. ``episode``: the wait itself, None once it is over.
+    """
+
+    pool: str
+    waited_seconds: float
+    outcome: str | None = None
+    blocks_loop: bool = False
+    told: bool = False
+    waiting: int = 0
+    pool_used: int | None = None
+    pool_max: int | None = None
+    opened_site: Site | None = None
+    error: str | None = None
+    holders: tuple[Holder, ...] = ()
+    phase: str | None = None
+    stack: tuple[Site, ...] = ()
+    subject: object = None
+    episode: object = None
+    expected: frozenset[str] = frozenset()
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongLoop:
+    """A connection that was made on one event loop was handed out on another."""
+
+    pool: str
+    driver: str
+    opened_site: Site | None = None
+    created_site: Site | None = None
+    session_id: str | None = None
+    phase: str | None = None
+    stack: tuple[Site, ...] = ()
+    subject: object = None
+    expected: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewPool:
+    """A pool was born inside a request while ``living`` others for the same database, born so too, still live."""
+
+    pool: str
+    living: int
+    opened_site: Site | None = None
+    phase: str | None = None
+    stack: tuple[Site, ...] = ()
+    subject: object = None
+    expected: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inside:
+    """One of those who are inside a session at the same time: a task or a thread, and its line."""
+
+    role: str
+    name: str
+    site: Site | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """A task or thread (``user``) entered a session while others were inside it."""
+
+    session_id: str
+    user: Inside
+    others: tuple[Inside, ...] = ()
+    created_site: Site | None = None
+    last_statement: str | None = None
+    phase: str | None = None
+    stack: tuple[Site, ...] = ()
+    subject: object = None
+    expected: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateCommit:
+    """Writes that were committed after the response had started, or after the client had left. Seconds since then."""
+
+    session_id: str
+    late_seconds: float
+    disconnected: bool = False
+    writes: int = 0
+    site: Site | None = None
+    created_site: Site | None = None
+    opened_site: Site | None = None
+    last_statement: str | None = None
+    phase: str | None = None
+    stack: tuple[Site, ...] = ()
+    subject: object = None
+    expected: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Habit:
+    """A way to use sessions that is worth a thought: ``sync on loop`` or ``made by endpoint``."""
+
+    kind: str
+    session_id: str
+    created_site: Site | None = None
+    opened_site: Site | None = None
+    phase: str | None = None
+    stack: tuple[Site, ...] = ()
+    subject: object = None
     expected: frozenset[str] = frozenset()
 
 
@@ -166,3 +324,10 @@ class Snapshot:
     shared: tuple[SharedUse, ...] = ()
     late: tuple[LateUse, ...] = ()
     nested: tuple[NestedCheckout, ...] = ()
+    held: tuple[HeldFacts, ...] = ()
+    waits: tuple[PoolWait, ...] = ()
+    wrong_loops: tuple[WrongLoop, ...] = ()
+    new_pools: tuple[NewPool, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+    late_commits: tuple[LateCommit, ...] = ()
+    habits: tuple[Habit, ...] = ()

@@ -7,8 +7,24 @@ from typing import Any
 
 # SimpleQueue.put is reentrant: it may be called by the garbage collector in the middle of another put.
 INBOX: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+# What the teller waits for. It takes from the inbox only under the books' lock: what it has in hand can be waited for.
+BELL: SimpleQueue[None] = SimpleQueue()
 LIMIT = 100_000
-put = INBOX.put
+
+
+def put(item: tuple[str, Any]) -> None:
+    """Leave something for the teller; what it cannot keep up with is dropped and counted."""
+    if INBOX.qsize() < LIMIT:
+        INBOX.put(item)
+        ring()
+    else:
+        ERRORS.drop("inbox")
+
+
+def ring() -> None:
+    """Wake the teller. It empties the inbox after it has heard the bell, so a bell not yet heard is enough."""
+    if BELL.empty():
+        BELL.put(None)
 
 
 class Errors:

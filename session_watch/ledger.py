@@ -328,7 +328,6 @@ class Checkout(weakref.ref[Any]):
 
     __slots__ = (
         "__dict__",
-        "collected",
         "ended",
         "ended_at",
         "ledger",
@@ -344,7 +343,6 @@ class Checkout(weakref.ref[Any]):
     taken_at: float
     raw: bool
     transaction: Transaction | None
-    collected: bool
     ended: str | None
     ended_at: float | None
     mark: Mark | None = None

@@ -11,16 +11,16 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
 
 from session_watch import call_site, current
-from session_watch.call_site import Way, caller
+from session_watch.call_site import Ways, caller
 from session_watch.current import CURRENT, acting, detached
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
 from session_watch.ledger import Account, Checkout, Failed, Incident, Ledger, Transaction, new_account, phase_of
-from session_watch.statements import CONTROL, WRITE, created_temporary, effect, is_plain_dml, on_temporary
+from session_watch.statements import CONTROL, TEMPORARY, WRITE, created_temporary, effect, is_plain_dml, on_temporary
 
 KEY = "session_watch"
-OPENED: list[Way] = []
-EXECUTED: list[Way] = []
+OPENED = Ways()
+EXECUTED = Ways()
 EVERY_ROUTE = "*"
 # Routes whose evidence is a whole stack: for the hour after a finding, or every route.
 hot_routes: set[str] = set()
@@ -285,10 +285,10 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
         opened.last_mark = caller(EXECUTED)
         opened.last_was_write = False
         if expectations is not None:
-            opened.expected += expectations()
+            _expected_too(opened, expectations())
         if what is WRITE:
             _wrote(opened, checkout, statement, context)
-        elif "TEMP" in statement or "temp" in statement:
+        elif what is TEMPORARY:
             _temporary_made(opened, statement)
         if checkout.transaction is not None and opened.failure is not None:
             opened.failure.used_again = True
@@ -296,6 +296,12 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
         return
     except Exception as error:
         ERRORS.failed("do_execute", error)
+
+
+def _expected_too(opened: Any, expected: tuple[Any, ...]) -> None:
+    """Whatever the statement's block expects is expected for the transaction's whole life, and kept once."""
+    if expected and expected is not opened.expected:
+        opened.expected += tuple(each for each in expected if each not in opened.expected)
 
 
 def on_execute_no_params(cursor: Any, statement: str, context: Any) -> None:
@@ -400,7 +406,7 @@ def on_checkin(dbapi_connection: Any, record: Any) -> None:
     try:
         checkout = record.info.pop(KEY, None)
         if checkout is not None:
-            checked_in(checkout, "collected" if checkout.collected else "returned")
+            checked_in(checkout, "collected" if checkout() is None else "returned")
     except Exception as error:
         ERRORS.failed("checkin", error)
 
@@ -410,7 +416,7 @@ def on_detach(dbapi_connection: Any, record: Any) -> None:
     try:
         checkout = record.info.pop(KEY, None)
         if checkout is not None:
-            checked_in(checkout, "collected" if checkout.collected else "detached")
+            checked_in(checkout, "collected" if checkout() is None else "detached")
     except Exception as error:
         ERRORS.failed("detach", error)
 
@@ -421,7 +427,7 @@ def on_invalidate(dbapi_connection: Any, record: Any, exception: BaseException |
         checkout = record.info.pop(KEY, None)
         if checkout is not None:
             put(("invalidated", (checkout.pool, _reason(exception))))
-            checked_in(checkout, "collected" if checkout.collected else "invalidated")
+            checked_in(checkout, "collected" if checkout() is None else "invalidated")
     except Exception as error:
         ERRORS.failed("invalidate", error)
 

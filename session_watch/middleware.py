@@ -17,8 +17,9 @@ from session_watch.books import BOOKS
 from session_watch.current import CURRENT, open_ledgers
 from session_watch.inbox import ERRORS
 from session_watch.ledger import EXCLUDED, Ledger
+from session_watch.raising import raise_if_asked
 from session_watch.settings import Settings
-from session_watch.watch import SessionWatch, default_watch, raise_if_asked
+from session_watch.watch import SessionWatch, default_watch
 
 KEY = "session_watch"
 WATCHED = frozenset(("http", "websocket"))

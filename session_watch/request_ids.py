@@ -20,13 +20,18 @@ def clean(value: Any) -> str | None:
 
 
 def request_id_of(ledger: Ledger) -> None:
-    """Find the work's request id once: its header, else structlog's or asgi-correlation-id's context."""
+    """Find the work's request id once: its header, else structlog's or asgi-correlation-id's context.
+
+    Of a work that is over the headers are let go then: they may hold secrets, and a finding keeps the work.
+    """
     if ledger.request_id is None and ledger.kind in ("request", "websocket"):
         try:
             here = None if ledger.over and ledger.scope is None else _from_contexts()
             ledger.request_id = _from_header(ledger.headers, ledger.request_id_header) or here
         except Exception as error:
             ERRORS.failed("request id", error)
+    if ledger.over:
+        ledger.headers = ()
 
 
 def _from_header(headers: Iterable[tuple[bytes, bytes]], header: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-WRITE, CONTROL, READ = 2, 1, 0
+TEMPORARY, WRITE, CONTROL, READ = 3, 2, 1, 0
 # Characters that are looked at: a statement's verb and table stand well before.
 READ_AT_MOST = 20_000
 KEPT = 2048
@@ -31,7 +31,9 @@ WRITTEN = re.compile(
 INDEXED = re.compile(r"\bON\s+(?:ONLY\s+)?" + NAME, re.IGNORECASE)
 READ_FROM = re.compile(r"\b(?:FROM|INTO)\s+(?:ONLY\s+)?" + NAME, re.IGNORECASE)
 COPY_FROM = re.compile(rf"COPY\s+{PART}(?:\.{PART}){{0,3}}\s*(?:\([^)]*\)\s*)?FROM\b", re.IGNORECASE)
-TEMPORARY = re.compile(r"\s*CREATE\s+(?:OR\s+REPLACE\s+)?(?:(?:GLOBAL|LOCAL)\s+)?(?:TEMP|TEMPORARY)\b", re.IGNORECASE)
+MAKES_TEMPORARY = re.compile(
+    r"\s*CREATE\s+(?:OR\s+REPLACE\s+)?(?:(?:GLOBAL|LOCAL)\s+)?(?:TEMP|TEMPORARY)\b", re.IGNORECASE
+)
 ANALYZE = re.compile(r"\s*EXPLAIN\s+(?:ANALY[SZ]E\b|\([^)]*\bANALY[SZ]E\b)", re.IGNORECASE)
 NUMBER = re.compile(r"(?<![\w$:%@?])(?:0[xXoObB][\da-fA-F_]+|(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][+-]?\d+)?)")
 
@@ -39,7 +41,10 @@ _effects: dict[str, int] = {}
 
 
 def effect(sql: str) -> int:
-    """WRITE for INSERT, UPDATE, DELETE, MERGE, COPY FROM and DDL; CONTROL for savepoints; else READ."""
+    """WRITE for INSERT, UPDATE, DELETE, MERGE, COPY FROM and DDL; CONTROL for savepoints; else READ.
+
+    DDL that makes a temporary table is TEMPORARY.
+    """
     known = _effects.get(sql)
     if known is None:
         known = _effect(sql)
@@ -54,7 +59,7 @@ def _effect(sql: str) -> int:
     text, _ = skeleton(sql[:READ_AT_MOST])
     word = _first_word(text)
     if word in WRITES or word in GRANTS:
-        return READ if TEMPORARY.match(text) else WRITE
+        return TEMPORARY if MAKES_TEMPORARY.match(text) else WRITE
     if word in CONTROLS:
         return CONTROL
     if word == "WITH" or (word == "EXPLAIN" and ANALYZE.match(text)):
@@ -69,7 +74,7 @@ def is_plain_dml(sql: str) -> bool:
 
 def created_temporary(sql: str) -> str | None:
     """The name of the temporary table this statement makes, folded; None for any other statement."""
-    return target(sql) if TEMPORARY.match(skeleton(sql[:READ_AT_MOST])[0]) else None
+    return target(sql) if effect(sql) is TEMPORARY else None
 
 
 def target(sql: str) -> str | None:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
 
+from session_watch.raising import SessionLeakError
 from session_watch.settings import Settings
-from session_watch.watch import SessionLeakError, SessionWatch
+from session_watch.watch import SessionWatch
 
 
 @contextmanager

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import itertools
-import os
-import queue
-import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -16,21 +12,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
 from session_watch import call_site, current, listeners
-from session_watch.books import BOOKS, Told
+from session_watch.books import BOOKS
 from session_watch.call_site import resolve
-from session_watch.current import CURRENT, open_ledger, open_ledgers
-from session_watch.expecting import decorated
+from session_watch.callbacks import Callback
+from session_watch.current import open_ledgers
 from session_watch.facts import Snapshot
-from session_watch.findings import Finding, Resolved, Severity, sites_of
+from session_watch.findings import Finding, Resolved, sites_of
 from session_watch.inbox import ERRORS
+from session_watch.jobs import Job
 from session_watch.ledger import Checkout, Done, Ledger, Transaction
 from session_watch.pools import PoolBook
+from session_watch.raising import SessionLeakError, is_proved_error
 from session_watch.request_ids import request_id_of
 from session_watch.rules import BLAME, RULES, rank
 from session_watch.settings import Settings, switched_off
@@ -41,23 +39,9 @@ from session_watch.snapshot import is_out
 from session_watch.statements import masked, summary
 from session_watch.tally import Tally
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 HOT_SECONDS = 3600.0
-CALLBACKS_WAITING = 1000
 EPISODES = 10_000
 _numbers = itertools.count(1)
-
-
-class SessionLeakError(AssertionError):
-    """Raised with ``action="raise"`` by a work that leaves certain errors; ``findings`` holds them."""
-
-    def __init__(self, findings: Sequence[Finding]) -> None:
-        super().__init__("\n".join(f"[{f.rule} {f.fingerprint}] {f.summary}" for f in findings))
-        self.findings = tuple(findings)
-
-
-class SessionLeakWarning(UserWarning):
-    """A finding, as a warning of the test suite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +98,7 @@ class SessionWatch:
         self._causes: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._episodes: dict[object, list[Finding]] = {}
         self._hot: dict[str, float] = {}
-        self._callback = _Callback(on_finding) if on_finding is not None else None
+        self._callback = Callback(on_finding) if on_finding is not None else None
         self._collector = WatchCollector(self)
 
     # Attaching
@@ -133,6 +117,11 @@ class SessionWatch:
     def statements(self) -> bool:
         """Whether statements are to be seen."""
         return self.settings.statements != "off"
+
+    @property
+    def raises(self) -> bool:
+        """Whether a work is to raise the certain errors that it leaves."""
+        return self.settings.action == "raise"
 
     def attach(self, *engines: object) -> SessionWatch:
         """Judge every work from now on. Engines need not be named: all of the process are covered."""
@@ -226,7 +215,7 @@ class SessionWatch:
 
     def assert_clean(self) -> None:
         """Raise SessionLeakError if there is a certain error among the findings."""
-        errors = [f for f in self.findings() if _is_proved_error(f)]
+        errors = [f for f in self.findings() if is_proved_error(f)]
         if errors:
             raise SessionLeakError(errors)
 
@@ -307,9 +296,20 @@ class SessionWatch:
             self._episodes.setdefault(episode, []).append(finding)
         self.tally.add_finding(finding)
         if self.settings.evidence == "auto":
-            self._hot[finding.route] = current.clock() + HOT_SECONDS
-            listeners.hot_routes.add(finding.route)
+            self._look_closer(finding.route)
         return finding
+
+    def _look_closer(self, route: str) -> None:
+        """Collect stacks for this route from now on, and no longer for the one that was quiet longest of too many."""
+        self._hot.pop(route, None)
+        self._hot[route] = current.clock() + HOT_SECONDS
+        listeners.hot_routes.add(route)
+        while len(self._hot) > self.settings.max_routes:
+            self._look_no_closer(next(iter(self._hot)))
+
+    def _look_no_closer(self, route: str) -> None:
+        del self._hot[route]
+        listeners.hot_routes.discard(route)
 
     def _tell(self, finding: Finding) -> None:
         for sink in self.sinks:
@@ -374,9 +374,9 @@ class SessionWatch:
     def swept(self, at: float) -> None:
         """Take note of a sweep, and stop collecting stacks for routes that have been quiet for an hour."""
         self.last_sweep = time.time()
-        for route in [route for route, until in self._hot.items() if until < at]:
-            del self._hot[route]
-            listeners.hot_routes.discard(route)
+        with self._lock:
+            for route in [route for route, until in self._hot.items() if until < at]:
+                self._look_no_closer(route)
 
     def internal_error(self, stage: str, error: str) -> None:
         """Tell a fault of our own, once an hour."""
@@ -401,114 +401,6 @@ def _sites(finding: Finding) -> list[tuple[str, str]]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-
-
-class _Callback:
-    """Calls ``on_finding`` in one thread of its own, so that a slow one delays nobody."""
-
-    def __init__(self, function: Callable[[Finding], object]) -> None:
-        self._function = function
-        self._queue: queue.Queue[Finding | None] = queue.Queue(CALLBACKS_WAITING)
-        self._thread: threading.Thread | None = None
-        self._starting = threading.RLock()
-        self._pid = 0
-
-    def put(self, finding: Finding) -> None:
-        """Hand a finding over; one too many is dropped and counted."""
-        try:
-            self._queue.put_nowait(finding)
-        except queue.Full:
-            ERRORS.drop("on_finding")
-            return
-        with self._starting:
-            if self._thread is None or self._pid != os.getpid():  # a thread does not survive a fork
-                self._pid = os.getpid()
-                self._thread = threading.Thread(target=self._run, name="session_watch on_finding", daemon=True)
-                self._thread.start()
-
-    def _run(self) -> None:
-        while (finding := self._queue.get()) is not None:
-            try:
-                self._function(finding)
-            except Exception as error:
-                ERRORS.failed("on_finding", error)
-
-    def stop(self) -> None:
-        """End the thread after what waits has been told; wait at most five seconds."""
-        thread, self._thread = self._thread, None
-        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-            self._queue.put(None)
-            thread.join(timeout=5)
-
-
-class Job:
-    """A block or a function as a work of kind ``job``: ``with``, ``async with``, or a decorator."""
-
-    def __init__(self, name: str, watch: SessionWatch) -> None:
-        if not str(name or "").strip():
-            raise ValueError(f"job(name) is {name!r}; a name that is not empty is accepted.")
-        self._name = name
-        self._watch = watch
-        self._entered: list[tuple[Ledger, Any]] = []
-
-    def __enter__(self) -> Job:
-        """Begin the work."""
-        if not self._watch.released:  # detached by hand it stays so
-            self._watch.attach()
-        ledger = Ledger("job")
-        ledger.label = self._name
-        enclosing = CURRENT.get()
-        while enclosing.over and enclosing.parent is not None:
-            enclosing = enclosing.parent
-        if not enclosing.endless and not enclosing.over:
-            ledger.parent = enclosing
-            ledger.request = enclosing if enclosing.is_request else enclosing.request
-        open_ledger(ledger)
-        self._entered.append((ledger, CURRENT.set(ledger)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End and judge it."""
-        ledger, token = self._entered.pop()
-        with contextlib.suppress(ValueError):  # left in another context than it was entered in
-            CURRENT.reset(token)
-        raise_if_asked(BOOKS.settle(ledger, kind), error)
-
-    async def __aenter__(self) -> Job:
-        """Begin the work."""
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End and judge it."""
-        self.__exit__(kind, error, trace)
-
-    def __call__(self, function: Function) -> Function:
-        """Make each call of the function a work."""
-        return decorated(function, functools.partial(Job, self._name, self._watch))
-
-
-def raise_if_asked(told: Told, error: BaseException | None) -> None:
-    """Raise what the watches with ``action="raise"`` told of certain errors, or note it on the work's own exception."""
-    errors = [
-        finding
-        for watch, finding in told
-        if isinstance(watch, SessionWatch) and watch.settings.action == "raise" and _is_proved_error(finding)
-    ]
-    if not errors:
-        return
-    leak = SessionLeakError(errors)
-    if error is None:
-        raise leak
-    if sys.version_info >= (3, 11):
-        error.add_note(str(leak))
-
-
-def _is_proved_error(finding: Finding) -> bool:
-    return finding.certain and finding.severity is Severity.ERROR
 
 
 _default: list[tuple[SessionWatch, str]] = []

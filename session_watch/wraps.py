@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
 
 from session_watch import current, listeners
-from session_watch.call_site import Way, caller, learn_endpoint
+from session_watch.call_site import Ways, caller, learn_endpoint
 from session_watch.current import CURRENT, acting, detached, running_task, still_runs
 from session_watch.inbox import ERRORS, put
 from session_watch.ledger import (
@@ -35,8 +35,8 @@ from session_watch.listeners import KEY, account_of
 from session_watch.pools import POOLS, PoolBook, book_of
 
 SESSION_FILE = sqlalchemy.orm.session.__file__
-MADE: list[Way] = []
-CLOSED: list[Way] = []
+MADE = Ways()
+CLOSED = Ways()
 _active = False
 
 
@@ -238,11 +238,11 @@ def _book_checkout(proxy: PoolProxiedConnection, book: PoolBook, ledger: Ledger,
         known = info.get(KEY)
         if known is not None and known() is proxy:
             return  # SingletonThreadPool hands the same connection out again
-        checkout = Checkout(proxy, _proxy_collected)
+        checkout = Checkout(proxy, _proxy_collected) if book.shares_connections else Checkout(proxy)
         now = checkout.taken_at = current.clock()
         checkout.pool = book
         checkout.transaction = checkout.ended = checkout.ended_at = None
-        checkout.raw = checkout.collected = False
+        checkout.raw = False
         if ledger.over:
             ledger = detached(ledger)
         checkout.ledger = ledger
@@ -281,9 +281,8 @@ def _mark_raw(checkout: Checkout, ledger: Ledger) -> None:
 
 
 def _proxy_collected(checkout: Any) -> None:
-    """SQLAlchemy's proxy is gone before its connection came back: the collector took it (or a shared pool did)."""
-    checkout.collected = True
-    if checkout.ended is None and checkout.pool.shares_connections:
+    """SQLAlchemy's proxy is gone: a pool that hands one connection to several says so once, for the last of them."""
+    if checkout.ended is None:
         listeners.checked_in(checkout, "returned")
 
 

@@ -19,13 +19,15 @@ PACKAGE = "session_watch"
 LAYERS = (
     ("facts", "rule_names", "statements", "failures", "routes", "inbox"),
     ("findings", "settings", "call_site"),
-    ("ledger", "rules", "sinks"),
-    ("pools", "current", "request_ids", "tally", "sinks.log"),
+    ("ledger", "rules", "sinks", "callbacks"),
+    ("pools", "request_ids", "tally", "sinks.log"),
+    ("current",),
     ("listeners", "pytest_plugin"),
     ("wraps", "expecting"),
     ("snapshot",),
     ("books",),
-    ("sinks.metrics",),
+    ("sinks.metrics", "raising"),
+    ("jobs",),
     ("watch",),
     ("middleware", "testing"),
     ("",),  # the package itself: the public names

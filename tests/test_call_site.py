@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from session_watch import Finding, SessionWatchMiddleware, Settings, call_site, listeners
-from session_watch.call_site import Way, caller, resolve
+from session_watch.call_site import Ways, caller, resolve
 from session_watch.testing import watching
 from tests.apps.marks import Marks
 from tests.asgi import call
@@ -549,13 +549,13 @@ def maze(sources: Sources) -> Maze:
     return Maze(own, libraries, random.Random(7))
 
 
-def asked(path: list[tuple[Any, bool]], ways: list[Way] | None) -> str:
+def asked(path: list[tuple[Any, bool]], ways: Ways | None) -> str:
     """Walk the path; what the listener at its end is told."""
     (function, _), rest = path[0], path[1:]
     return _shown(function(rest, lambda: _listener(ways)))
 
 
-def _listener(ways: list[Way] | None) -> call_site.Mark | None:
+def _listener(ways: Ways | None) -> call_site.Mark | None:
     return caller(ways, 3)
 
 
@@ -565,7 +565,7 @@ def _shown(mark: call_site.Mark | None) -> str:
 
 def mistakes(maze: Maze, *, shuffled: bool) -> list[tuple[str, str]]:
     """What was told and what was right, for those of many paths where they differ; the ways are shared."""
-    ways: list[Way] = []
+    ways = Ways()
     paths = [
         maze.path(own=maze.random.randint(1, 4), foreign=maze.random.randint(0, 6), shuffled=shuffled)
         for _ in range(3000)
@@ -609,7 +609,7 @@ def test_remembered_way_through_a_context_manager(sessions: sessionmaker[Session
             kept.append(session)
 
     kept: list[Session] = []
-    listeners.OPENED.clear()
+    listeners.OPENED.forget()
     with watching() as watch:
         for leak in (by_sqlalchemys, by_ones_own):
             with watch.job("leak"), sessions() as unused:
@@ -622,7 +622,7 @@ def test_remembered_way_through_a_context_manager(sessions: sessionmaker[Session
 async def test_remembered_ways_are_right_across_greenlets(maze: Maze, sources: Sources) -> None:
     """The same for awaited calls, mixed with plain ones that share their ways."""
     bridge = sources.install("maze_bridge", BRIDGE)
-    ways: list[Way] = []
+    ways = Ways()
     for _ in range(1000):
         own, foreign = maze.random.randint(1, 4), maze.random.randint(0, 6)
         path = maze.path(own=own, foreign=foreign, shuffled=True, begin="a")

@@ -13,6 +13,7 @@ import pytest
 from session_watch.statements import (
     CONTROL,
     READ,
+    TEMPORARY,
     WRITE,
     created_temporary,
     effect,
@@ -22,7 +23,7 @@ from session_watch.statements import (
     target,
 )
 
-WORDS = {WRITE: "write", CONTROL: "control", READ: "read"}
+WORDS = {WRITE: "write", CONTROL: "control", READ: "read", TEMPORARY: "temporary"}
 
 
 def does(what: int, sql: str, says: str = "") -> object:
@@ -84,9 +85,9 @@ EFFECTS = [
     does(READ, "SET search_path TO shop"),
     does(READ, "SHOW server_version"),
     does(READ, "PRAGMA table_info(orders)"),
-    does(READ, "CREATE TEMP TABLE chosen (id INTEGER)"),
-    does(READ, "CREATE TEMPORARY TABLE IF NOT EXISTS chosen AS SELECT 1"),
-    does(READ, "-- mine\ncreate local temp table chosen (id INTEGER)", "a temporary table after a comment"),
+    does(TEMPORARY, "CREATE TEMP TABLE chosen (id INTEGER)"),
+    does(TEMPORARY, "CREATE TEMPORARY TABLE IF NOT EXISTS chosen AS SELECT 1"),
+    does(TEMPORARY, "-- mine\ncreate local temp table chosen (id INTEGER)", "a temporary table after a comment"),
     does(READ, ""),
     does(READ, "  \n\t", "only spaces"),
     does(READ, "?!", "no word at all"),
@@ -117,7 +118,7 @@ MISREAD = [
     pytest.param(READ, "WITH n AS (SELECT 1) SELECT /* DELETE FROM orders */ 1", id="a comment inside a WITH"),
     pytest.param(READ, "WITH n AS (SELECT 1) SELECT 1 -- INSERT INTO orders", id="a line comment inside a WITH"),
     pytest.param(READ, 'WITH n AS (SELECT 1) SELECT 1 AS "insert into"', id="a quoted name inside a WITH"),
-    pytest.param(READ, "CREATE OR REPLACE TEMP VIEW chosen AS SELECT 1", id="CREATE OR REPLACE TEMP VIEW"),
+    pytest.param(TEMPORARY, "CREATE OR REPLACE TEMP VIEW chosen AS SELECT 1", id="CREATE OR REPLACE TEMP VIEW"),
 ]
 
 
@@ -260,7 +261,7 @@ def test_created_temporary(expected: str | None, sql: str) -> None:
     assert created_temporary(sql) == expected
 
 
-TEMPORARY = frozenset({"chosen"})
+CHOSEN = frozenset({"chosen"})
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ TEMPORARY = frozenset({"chosen"})
 )
 def test_on_temporary(expected: bool, sql: str) -> None:
     """Whether what is written to goes away by itself."""
-    assert on_temporary(sql, TEMPORARY) is expected
+    assert on_temporary(sql, CHOSEN) is expected
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ def test_on_temporary(expected: bool, sql: str) -> None:
 )
 def test_on_temporary_by_what_is_written(expected: bool, sql: str) -> None:
     """The table that is written to counts, not one that is only mentioned before it."""
-    assert on_temporary(sql, TEMPORARY) is expected
+    assert on_temporary(sql, CHOSEN) is expected
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ READERS: tuple[Callable[[str], object], ...] = (
     masked,
     target,
     created_temporary,
-    lambda sql: on_temporary(sql, TEMPORARY),
+    lambda sql: on_temporary(sql, CHOSEN),
 )
 
 

@@ -1,0 +1,54 @@
+"""``on_finding``: the application's own callback, called where it delays nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+from session_watch.findings import Finding
+from session_watch.inbox import ERRORS
+
+WAITING = 1000
+PATIENCE = 5.0
+
+
+class Callback:
+    """Calls ``on_finding`` in one thread of its own, so that a slow one delays nobody."""
+
+    def __init__(self, function: Callable[[Finding], object]) -> None:
+        self._function = function
+        self._queue: queue.Queue[Finding | None] = queue.Queue(WAITING)
+        self._thread: threading.Thread | None = None
+        self._starting = threading.RLock()
+        self._pid = 0
+
+    def put(self, finding: Finding) -> None:
+        """Hand a finding over; one too many is dropped and counted."""
+        try:
+            self._queue.put_nowait(finding)
+        except queue.Full:
+            ERRORS.drop("on_finding")
+            return
+        with self._starting:
+            if self._thread is None or self._pid != os.getpid():  # a thread does not survive a fork
+                self._pid = os.getpid()
+                self._thread = threading.Thread(target=self._run, name="session_watch on_finding", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while (finding := self._queue.get()) is not None:
+            try:
+                self._function(finding)
+            except Exception as error:
+                ERRORS.failed("on_finding", error)
+
+    def stop(self) -> None:
+        """End the thread after what waits has been told; wait at most ten seconds."""
+        thread, self._thread = self._thread, None
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            with contextlib.suppress(queue.Full):  # the callback is stuck, and as much as can wait does
+                self._queue.put(None, timeout=PATIENCE)
+                thread.join(PATIENCE)

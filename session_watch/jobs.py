@@ -1,0 +1,85 @@
+"""A block or a function of the application as a work of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import Token
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from session_watch.books import BOOKS
+from session_watch.current import CURRENT, open_ledger
+from session_watch.expecting import decorated
+from session_watch.ledger import Ledger
+from session_watch.raising import raise_if_asked
+
+if TYPE_CHECKING:
+    from session_watch.watch import SessionWatch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Job:
+    """A block or a function as a work of kind ``job``: ``with``, ``async with``, or a decorator."""
+
+    def __init__(self, name: str, watch: SessionWatch) -> None:
+        if not str(name or "").strip():
+            raise ValueError(f"job(name) is {name!r}; a name that is not empty is accepted.")
+        self._name = name
+        self._watch = watch
+        self._entered: dict[Ledger, Token[Ledger]] = {}
+
+    def __enter__(self) -> Job:
+        """Begin the work."""
+        if not self._watch.released:  # detached by hand it stays so
+            self._watch.attach()
+        ledger = Ledger("job")
+        ledger.label = self._name
+        enclosing = CURRENT.get()
+        while enclosing.over and enclosing.parent is not None:
+            enclosing = enclosing.parent
+        if not enclosing.endless and not enclosing.over:
+            ledger.parent = enclosing
+            ledger.request = enclosing if enclosing.is_request else enclosing.request
+        open_ledger(ledger)
+        self._entered[ledger] = CURRENT.set(ledger)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End and judge it."""
+        for ledger in self._candidates():
+            token = self._entered.pop(ledger, None)
+            if token is not None:  # else another thread has just ended it
+                with contextlib.suppress(ValueError):  # left in another context than it was entered in
+                    CURRENT.reset(token)
+                raise_if_asked(BOOKS.settle(ledger, kind), error)
+                return
+
+    def _candidates(self) -> Iterator[Ledger]:
+        """The works that may end here: this context's own, else those begun in the work that runs here, else any.
+
+        Several may be under way, as tasks and threads may share one job; of equals the last one begun ends first.
+        """
+        here = CURRENT.get()
+        yield here
+        entered = tuple(self._entered)[::-1]
+        yield from (ledger for ledger in entered if ledger.parent is here)
+        yield from entered
+
+    async def __aenter__(self) -> Job:
+        """Begin the work."""
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End and judge it."""
+        self.__exit__(kind, error, trace)
+
+    def __call__(self, function: Function) -> Function:
+        """Make each call of the function a work."""
+        return decorated(function, functools.partial(Job, self._name, self._watch))

@@ -1,0 +1,38 @@
+"""What ``action="raise"`` and ``assert_clean()`` raise, and what a test suite warns of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from session_watch.books import Told
+from session_watch.findings import Finding, Severity
+
+
+class SessionLeakError(AssertionError):
+    """Raised with ``action="raise"`` by a work that leaves certain errors; ``findings`` holds them."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        super().__init__("\n".join(f"[{f.rule} {f.fingerprint}] {f.summary}" for f in findings))
+        self.findings = tuple(findings)
+
+
+class SessionLeakWarning(UserWarning):
+    """A finding, as a warning of the test suite."""
+
+
+def raise_if_asked(told: Told, error: BaseException | None) -> None:
+    """Raise what the watches with ``action="raise"`` told of certain errors, or note it on the work's own exception."""
+    errors = [finding for watch, finding in told if watch.raises and is_proved_error(finding)]
+    if not errors:
+        return
+    leak = SessionLeakError(errors)
+    if error is None:
+        raise leak
+    if sys.version_info >= (3, 11):
+        error.add_note(str(leak))
+
+
+def is_proved_error(finding: Finding) -> bool:
+    """Whether a finding is certain, and an error."""
+    return finding.certain and finding.severity is Severity.ERROR
