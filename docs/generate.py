@@ -35,7 +35,7 @@ BUCKETS = {
 
 def rule_table() -> str:
     """One row per rule, with a link to its section."""
-    rows = [(f"[`{r.name}`](#{r.name})", str(r.severity), _sure(r), _paragraphs(r)[0]) for r in RULES]
+    rows = [(f"[`{r.name}`](#{r.name})", _severity(r), _sure(r), _paragraphs(r)[0]) for r in RULES]
     return table(("rule", "severity", "how sure", "what"), rows)
 
 
@@ -62,6 +62,10 @@ def _paragraphs(rule: Rule) -> list[str]:
     return [re.sub(r"^(Why it matters|The way out):", r"**\1:**", each) for each in joined]
 
 
+def _severity(rule: Rule) -> str:
+    return f"{rule.severity} (opt-in)" if rule.opt_in else str(rule.severity)
+
+
 def _sure(rule: Rule) -> str:
     return "certain" if rule.certain else "suspicion"
 
@@ -73,7 +77,8 @@ def blame() -> str:
 
 def missing_rules() -> str:
     """The names that are reserved for rules to come."""
-    return _code([name for name in RULE_NAMES if name not in EXISTING]) + "\n"
+    missing = [name for name in RULE_NAMES if name not in EXISTING]
+    return (_code(missing) or "None: every name has its rule.") + "\n"
 
 
 # --- Settings ------------------------------------------------------------------------------------

@@ -8,22 +8,29 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import astuple
+from itertools import repeat, starmap
 from typing import Any, ClassVar, Protocol
 
-from session_watch import current, listeners, pools, routes, wraps
-from session_watch.call_site import Mark
+from session_watch import current, listeners, live, pools, routes, wraps
+from session_watch.call_site import Mark, resolve
 from session_watch.current import detached_of, error_of, open_ledgers, still_runs
-from session_watch.facts import Snapshot
+from session_watch.facts import PoolWait, Snapshot
 from session_watch.findings import Finding
 from session_watch.inbox import BELL, ERRORS, INBOX, LIMIT, ring
 from session_watch.ledger import OUTSIDE, Checkout, Done, Incident, Ledger, Transaction
+from session_watch.live import Limits
 from session_watch.pools import PoolBook
-from session_watch.snapshot import freeze, is_out, transaction_facts
+from session_watch.snapshot import expected_of, freeze, is_out, transaction_facts
 
 # A close that is under way when its work ends is looked at again after this many seconds.
 CLOSING_TIME = 1.0
 BY_ITSELF_AFTER = 1.0
+# Facts of a work that goes on for long are added up before they are this many.
+DONE_LIMIT = 100
+# What these have told is over when the connection is used again.
+IDLE_RULES = ("idle-in-transaction", "held-after-response")
 LEFT_LIMIT = 10_000
 SETTLED_LIMIT = 256
 # Seconds to wait for whoever has the books in hand: a sink may hold them up for ever.
@@ -57,11 +64,18 @@ class Watcher(Protocol):
     def count_event(self, kind: str, value: Any) -> None:
         """Count a time-out or an invalidation."""
 
-    def ended(self, episode: object, how: str, at: float) -> None:
-        """Tell that what a finding was about has ended."""
+    @property
+    def limits(self) -> Limits:
+        """After how many seconds it wants to hear of what is still open."""
 
-    def swept(self, at: float) -> None:
-        """Take note of a sweep."""
+    def ended(self, episode: object, how: str, at: float, rules: Collection[str] = ()) -> None:
+        """Tell that what a finding (of these rules; default all) was about has ended."""
+
+    def covered(self, rule: str) -> None:
+        """Count a finding that another one has told already."""
+
+    def swept(self, at: float, held: Mapping[tuple[str, str], int]) -> None:
+        """Take note of a sweep, and of how many connections each route holds in each state."""
 
     def internal_error(self, stage: str, error: str) -> None:
         """Tell a fault of our own."""
@@ -83,6 +97,8 @@ class Books:
         self.due: list[tuple[float, Ledger, Transaction]] = []
         self.teller: threading.Thread | None = None
         self.next_sweep = 0.0
+        # What was told for doing nothing, and since when it had done nothing.
+        self.told_idle: dict[Transaction | Checkout, tuple[Checkout, float]] = {}
 
     # Attaching
 
@@ -121,6 +137,7 @@ class Books:
         self.settled.clear()
         self.left.clear()
         self.due.clear()
+        self.told_idle.clear()
         for ledger in tuple(open_ledgers):
             ledger.open.clear()
             ledger.held.clear()
@@ -157,7 +174,8 @@ class Books:
     def settle(self, ledger: Ledger, error: type[BaseException] | None) -> Told:
         """End a work here and now: judge what it leaves, tell it, and let go of all that it knew."""
         ledger.ended_at = current.clock()
-        ledger.error = error
+        if error is not None:
+            ledger.error = error
         try:
             ledger.route = ledger.route_label()
         except Exception as failure:  # the application's own route_name
@@ -166,7 +184,7 @@ class Books:
         ledger.over = True
         open_ledgers.discard(ledger)
         found: Told = ()
-        if ledger.open or ledger.held or ledger.suspects or ledger.incidents:
+        if ledger.open or ledger.held or (ledger.suspicious and (ledger.suspects or ledger.incidents)):
             try:
                 found = self._settle_leftovers(ledger)
             except Exception as failure:
@@ -229,6 +247,12 @@ class Books:
     def sweep_interval(self) -> float:
         """Seconds between two sweeps: the shortest any watch asks for."""
         return min((w.sweep_interval for w in self.watchers), default=1.0)
+
+    @property
+    def limits(self) -> Limits:
+        """The shortest thresholds that any watch asks for."""
+        several = [w.limits for w in self.watchers]
+        return Limits(*(min(each) for each in zip(*(astuple(limits) for limits in several), strict=True)))
 
     # The teller
 
@@ -322,9 +346,40 @@ class Books:
         if not ledger.over:
             self.settle(ledger, error)
 
-    def _on_timed_out(self, value: tuple[PoolBook, Ledger]) -> None:
+    def _on_gave_up(self, value: tuple[Any, ...]) -> None:
+        book, ledger, mark, waited, outcome, error, expected = value
+        if outcome == "timed out":
+            for watcher in self.watchers:
+                watcher.count_event("timed out", (book, ledger))
+        at = current.clock()
+        wait = live.gave_up(
+            book,
+            ledger,
+            at,
+            waited_seconds=waited,
+            outcome=outcome,
+            error=error,
+            opened_site=resolve(mark),
+            expected=expected_of(expected),
+        )
+        self._judge_wait(book, ledger, wait, at)
+
+    def _judge_wait(self, book: PoolBook, ledger: Ledger, wait: PoolWait, at: float) -> Told:
+        told = self.judge(freeze(ledger, at, waits=[wait]))
+        for watcher in self.watchers if wait.told else ():
+            watcher.covered("pool-exhausted")
+        for finding in (finding for _, finding in told if finding.rule == "pool-exhausted"):
+            live.remember_told(book, at, finding.severity.value)
+        return told
+
+    def _on_wait_over(self, value: tuple[object, float]) -> None:
+        episode, at = value
         for watcher in self.watchers:
-            watcher.count_event("timed out", value)
+            watcher.ended(episode, "active again", at)
+
+    def _on_incident(self, value: tuple[Ledger, Incident]) -> None:
+        ledger, incident = value
+        self.judge(freeze(ledger, current.clock(), incidents=[incident]))
 
     def _on_invalidated(self, value: tuple[PoolBook, str]) -> None:
         for watcher in self.watchers:
@@ -339,7 +394,9 @@ class Books:
         "transaction ended": _on_transaction_ended,
         "checkout ended": _on_checkout_ended,
         "detached": _on_detached,
-        "timed out": _on_timed_out,
+        "gave up": _on_gave_up,
+        "wait over": _on_wait_over,
+        "incident": _on_incident,
         "invalidated": _on_invalidated,
         "error": _on_error,
     }
@@ -369,9 +426,48 @@ class Books:
             for ledger in tuple(open_ledgers):
                 if ledger.kind == "detached":
                     self._look_at_detached(ledger, at)
+                elif len(ledger.done) > DONE_LIMIT:
+                    self._count_late(ledger)
+            held = self._look_at_open(at) if self.watchers else {}
             for watcher in self.watchers:
-                watcher.swept(at)
+                watcher.swept(at, held)
             pools.start_new_peaks()
+
+    def _look_at_open(self, at: float) -> Mapping[tuple[str, str], int]:
+        """Judge what is held and waited for, as of ``at``; how many connections each route holds in each state."""
+        limits = self.limits
+        out = live.out_now()
+        active = live.look_at_activity(out, at, self.sweep_interval / 2)
+        self._tell_active_again(at)
+        for ledger, ripe in live.ripe(out, at, limits).items():
+            for checkout in ripe:
+                held = live.held_facts(checkout, active)
+                told = self.judge(freeze(ledger, at, held=[held]))
+                live.look_again(checkout, at, limits, told=bool(told))
+                if any(finding.rule in IDLE_RULES for _, finding in told):
+                    self.told_idle[live.activity(checkout)] = (checkout, held.idle_since)
+        for book, ledger, wait in live.long_waits(at, limits):
+            if self._judge_wait(book, ledger, wait, at):
+                self._follow_wait(book, wait.episode)
+        return live.states(out, active)
+
+    def _follow_wait(self, book: PoolBook, episode: Any) -> None:
+        """Hear of the wait's end, or tell it now if it has ended meanwhile."""
+        number = live.number_of(book, episode)
+        if number is not None:
+            book.told_waits[number] = episode
+        if number is None or number not in book.waiters:
+            book.told_waits.pop(number or 0, None)
+            self._on_wait_over((episode, current.clock()))
+
+    def _tell_active_again(self, at: float) -> None:
+        for use, (checkout, since) in tuple(self.told_idle.items()):
+            if checkout.ended is not None:
+                del self.told_idle[use]
+            elif live.idle_since(checkout) > since:
+                del self.told_idle[use]
+                for watcher in self.watchers:
+                    watcher.ended(use, "active again", at, IDLE_RULES)
 
     def _look_at_detached(self, ledger: Ledger, at: float) -> None:
         actor = ledger.actor
@@ -398,15 +494,15 @@ def _remove(ledger: Ledger, suspect: Transaction | Checkout) -> bool:
     return True
 
 
-def _taken(several: deque[Any] | list[Any] | None) -> list[Any]:
+def _taken(several: deque[Any] | None) -> list[Any]:
     """Empty it, whoever else appends or takes at the same time; oldest first."""
-    taken = []
-    for _ in range(len(several or ())):
-        try:
-            taken.append(several.pop())  # type: ignore[union-attr]  # None has no length to loop over
+    taken: list[Any] = []
+    if several:
+        try:  # a loop in C; what it has got before an error stays in the list
+            taken.extend(starmap(several.popleft, repeat((), len(several))))
         except IndexError:  # somebody else takes from it too
-            break
-    return taken[::-1]
+            pass
+    return taken
 
 
 def _hand_to_their_tasks(ledger: Ledger) -> None:

@@ -6,15 +6,20 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any
 
 from session_watch.facts import Site
 
+# In whose hands something is: a greenlet's where there are any, else a thread's.
+whoami: Callable[[], Any] = get_ident
 try:
     from greenlet import getcurrent
+
+    whoami = getcurrent
 except ImportError:  # greenlet comes with sqlalchemy[asyncio] only; without it there is nothing to cross
     getcurrent = None  # type: ignore[assignment]  # the name stands for "no greenlets here"
 
@@ -42,7 +47,8 @@ class Ways:
 
     def __init__(self) -> None:
         self.known: tuple[tuple[int, CodeType], ...] = ()
-        self.marks: dict[int, Mark] = {}
+        # By code object and instruction; the codes' ids stay theirs while their marks are kept.
+        self.marks: dict[int, dict[int, Mark]] = {}
         _all_ways.append(self)
 
     def remember(self, steps: int, entered: CodeType, mark: Mark) -> None:
@@ -51,7 +57,7 @@ class Ways:
             self.known = ((steps, entered), *self.known)[:WAYS]
         if len(self.marks) >= MARKS:
             self.marks.clear()
-        self.marks[id(mark[0]) + mark[1]] = mark
+        self.marks.setdefault(id(mark[0]), {})[mark[1]] = mark
 
     def forget(self) -> None:
         """Know none."""
@@ -92,8 +98,12 @@ def trust(app_packages: tuple[str, ...], helper_packages: tuple[str, ...]) -> No
 
 def learn_endpoint(scope: Mapping[str, Any]) -> None:
     """Count the package of the request's endpoint as the application's own, wherever it is installed."""
-    module = getattr(scope.get("endpoint"), "__module__", None)
-    if isinstance(module, str) and module not in _endpoint_modules:
+    try:
+        module = scope["endpoint"].__module__
+        known = module in _endpoint_modules
+    except (KeyError, AttributeError, TypeError):  # no endpoint yet, one without a module, or an odd one
+        return
+    if not known and isinstance(module, str):
         _remember_endpoint_module(module)
 
 
@@ -116,16 +126,12 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
     if ways is not None:
         for steps, entered in ways.known:
             try:
-                last = _getframe(steps)
-            except ValueError:
+                frame = _getframe(steps)
+                if frame.f_code is entered:
+                    frame = frame.f_back  # type: ignore[assignment]  # None has no code: an AttributeError
+                    return ways.marks[id(frame.f_code)][frame.f_lasti]
+            except (ValueError, AttributeError, KeyError):  # no frame so far down, none behind it, or no such line
                 continue
-            if last.f_code is entered:
-                frame = last.f_back
-                if frame is not None:
-                    code, offset = frame.f_code, frame.f_lasti
-                    mark = ways.marks.get(id(code) + offset)
-                    if mark is not None and mark[0] is code and mark[1] == offset:
-                        return mark
     return _walk(ways, depth + 1)
 
 
@@ -174,6 +180,12 @@ def nearest_application(frame: FrameType | None) -> Mark | None:
             return frame.f_code, frame.f_lasti, False
         frame = frame.f_back
     return None
+
+
+def application_at(frame: FrameType | None) -> Mark | None:
+    """The nearest application frame from this one outwards, not beyond the event loop; None where there is none."""
+    found = next((f for f, kind in _frames(frame) if kind == APPLICATION), None)
+    return None if found is None else (found.f_code, found.f_lasti, False)
 
 
 def _innermost(depth: int) -> FrameType | None:

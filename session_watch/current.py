@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 import weakref
+from asyncio import _get_running_loop as get_running_loop
 from collections.abc import Callable
 from contextvars import ContextVar
 from threading import get_ident
@@ -13,13 +14,19 @@ from typing import Any
 
 from session_watch.call_site import Mark
 from session_watch.inbox import put
-from session_watch.ledger import OUTSIDE, Actor, Call, CallRef, Ledger
+from session_watch.ledger import OUTSIDE, Actor, Call, CallRef, Ledger, ThreadRef
 from session_watch.request_ids import request_id_of
 
 CURRENT: ContextVar[Ledger] = ContextVar("session_watch", default=OUTSIDE)
 # Set in the copied context of a worker thread's call, so it dies with that call. Never set on an event loop's thread.
 CALL: ContextVar[Call | None] = ContextVar("session_watch_call", default=None)
 
+# Whose work it is here, called more cheaply than the variable's method.
+current_work: Callable[[], Ledger] = CURRENT.get
+# The task that runs in a loop, told by C: before Python 3.12 that is no function but the dict it would look into.
+task_in: Callable[[Any], Any] = (
+    asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
+)
 clock: Callable[[], float] = time.monotonic
 open_ledgers: set[Ledger] = {OUTSIDE}
 _detached: weakref.WeakKeyDictionary[Any, Ledger] = weakref.WeakKeyDictionary()
@@ -46,12 +53,20 @@ def working() -> Ledger:
 
 def acting(ledger: Ledger) -> Actor | None:
     """Who acts in this work now: None for the work's own task or thread, else the other task or thread call."""
-    if get_ident() != ledger.thread:
-        return CallRef(_this_call())
-    if ledger.task is None or ledger.loop is None:
-        return None
-    task = asyncio.current_task(ledger.loop)
-    return None if task is ledger.task or task is None else weakref.ref(task)
+    loop = ledger.loop
+    if loop is None or loop is not get_running_loop():
+        if get_ident() != ledger.thread:
+            return CallRef(_this_call())
+        if loop is None:
+            return None
+    task = task_in(loop)
+    return None if task is ledger.task or task is None or ledger.task is None else weakref.ref(task)
+
+
+def somebody() -> Actor:
+    """Who acts outside of every work: a task, or a plain thread."""
+    task = running_task()
+    return ThreadRef(get_ident()) if task is None else weakref.ref(task)
 
 
 def _this_call() -> Call:

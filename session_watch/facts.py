@@ -121,8 +121,9 @@ class HeldFacts:
     """One connection that is out now, and what its holder does.
 
     ``state``: one of HELD_STATES. ``idle_since``: when something was last executed with it, else when it was
-    taken; seconds of the clock. ``reading``: a streamed result is being read. ``transaction``: the session's,
-    None for a connection taken without one. ``limits``: seconds that the code expects of a rule instead.
+    taken; seconds of the clock. ``reading``: a streamed result is being read. ``autocommit``: each statement
+    commits by itself. ``transaction``: the session's, None for a connection taken without one. ``limits``:
+    seconds that the code expects of a rule instead.
     """
 
     checkout: CheckoutFacts
@@ -130,6 +131,7 @@ class HeldFacts:
     state: str = "idle"
     idle_since: float
     reading: bool = False
+    autocommit: bool = False
     current_site: Site | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
 

@@ -36,9 +36,23 @@ class CallRef(weakref.ref[Call]):
     """A weak reference to a thread's call: dead, it still says that it was one."""
 
 
+class ThreadRef:
+    """Stands for a thread that works in no call of its own, where a task's or a call's reference would stand."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, thread: int) -> None:
+        self.call = Call(thread)
+
+    def __call__(self) -> Call:
+        """The thread's, for as long as anybody asks."""
+        return self.call
+
+
 # The seconds of an ended checkout, or outcome and seconds of an ended transaction.
-Done = float | tuple[str, float]
-Actor = weakref.ref["Task[Any]"] | CallRef
+Done = float | tuple[str, float] | str
+COMMITTED_LATE = "committed after the response"
+Actor = weakref.ref["Task[Any]"] | CallRef | ThreadRef
 
 
 class Ledger:
@@ -50,24 +64,19 @@ class Ledger:
     __slots__ = (
         "__dict__",
         "__weakref__",
-        "actor",
         "done",
         "ended_at",
         "endless",
         "entry_root",
-        "error",
         "headers",
         "held",
-        "incidents",
         "is_request",
         "kind",
         "loop",
         "method",
         "open",
         "over",
-        "parent",
         "peak",
-        "request",
         "responded_at",
         "response_ended_at",
         "route",
@@ -75,13 +84,19 @@ class Ledger:
         "scope",
         "started_at",
         "status",
-        "suspects",
+        "suspicious",
         "task",
         "thread",
     )
-    parent: Ledger | None
+    parent: Ledger | None = None
+    # The request or websocket this work runs in; None for a request itself, which would be a cycle.
+    request: Ledger | None = None
+    actor: Actor | None = None
+    error: type[BaseException] | None = None
+    suspects: deque[Transaction | Checkout] | None = None
+    incidents: deque[Incident] | None = None
     label = ""
-    disconnected = False
+    disconnected_at: float | None = None
     request_id: str | None = None
     request_id_header = "x-request-id"
     trace_id: str | None = None
@@ -105,13 +120,8 @@ class Ledger:
         self.responded_at: float | None = None
         self.response_ended_at: float | None = None
         self.status: int | None = None
-        self.error: type[BaseException] | None = None
-        self.actor: Actor | None = None
-        # The request or websocket this work runs in; None for a request itself, which would be a cycle.
-        self.request: Ledger | None = None
-        self.parent = None
-        self.suspects: deque[Transaction | Checkout] | None = None
-        self.incidents: deque[Incident] | None = None
+        # Whether anything was ever kept for the judgement: what almost every work must ask.
+        self.suspicious = False
         self.open: set[Transaction] = set()
         self.held: set[Checkout] = set()
         self.done: list[Done] = []
@@ -121,12 +131,14 @@ class Ledger:
         if self.suspects is None:
             self.suspects = deque()
         self.suspects.append(left)
+        self.suspicious = True
 
     def note(self, incident: Incident) -> None:
         """Keep something that was seen once for the judgement."""
         if self.incidents is None:
             self.incidents = deque()
         self.incidents.append(incident)
+        self.suspicious = True
 
     def encloses(self, other: Ledger | None) -> bool:
         """Whether the other work runs inside this one, or is this one; ``outside`` encloses nothing."""
@@ -206,6 +218,7 @@ class Account(weakref.ref["Session"]):
         "closed_in",
         "closed_mark",
         "closing",
+        "failed_late",
         "left_by_exception",
         "made_at",
         "made_by",
@@ -227,6 +240,8 @@ class Account(weakref.ref["Session"]):
     closing: bool
     left_by_exception: bool
     made_by: Actor | None
+    # What failed after the response, until a later commit makes it good.
+    failed_late: Failed | None
     made_task: weakref.ref[Task[Any]] | None = None
     ambient: int | None = None
     number: int | None = None
@@ -246,7 +261,7 @@ def new_account(session: Session, now: float) -> Account:
     account = Account(session)
     account.made_at = now
     account.made_in = OUTSIDE
-    account.mark = account.transaction = account.made_by = None
+    account.mark = account.transaction = account.made_by = account.failed_late = None
     account.carried = account.closed_in = account.closed_mark = None
     account.closing = account.left_by_exception = False
     return account
@@ -259,15 +274,15 @@ class Transaction(weakref.ref["Session"]):
         "__dict__",
         "account",
         "actor",
-        "autocommit",
         "began_at",
         "by_close",
         "checkouts",
         "committed",
         "connected",
         "ended_at",
-        "external",
         "failure",
+        "inside",
+        "inside_thread",
         "last_at",
         "last_mark",
         "last_statement",
@@ -305,13 +320,22 @@ class Transaction(weakref.ref["Session"]):
     unflushed: tuple[Any, Any] | None
     actor: Actor | None
     savepoints: list[tuple[int, Failed | None]] | None
-    external: bool
-    autocommit: bool | None
     rolled_back: bool
     failure: Failed | None
     pending: dict[str, int] | None
+    # Who was inside the session last: a greenlet, or a thread's number where there are none; and in which thread.
+    inside: Any
+    inside_thread: int
     marks: tuple[Mark, ...] = ()
+    external = False
+    autocommit: bool | None = None
+    wrote_at: float | None = None
     writes_before_flush = 0
+    overlapped = False
+    # A streamed result of the last statement, as long as somebody may read it.
+    streamed: weakref.ref[Any] | None = None
+    # When a sweep saw it at work, and when it saw it do nothing, last; seconds of the clock.
+    seen_active_at = seen_idle_at = 0.0
     connection_collected = False
     excused = False
     reopened = False
@@ -354,6 +378,11 @@ class Checkout(weakref.ref[Any]):
     last_mark: Mark | None = None
     last_statement: str | None = None
     last_was_write = False
+    wrote_at: float | None = None
+    streamed: weakref.ref[Any] | None = None
+    seen_active_at = seen_idle_at = 0.0
+    # No rule that needs a clock can find anything before; seconds of the clock.
+    look_at = 0.0
     expected: tuple[Any, ...] = ()
     blamed: dict[tuple[int, int, str], int] | None = None
 
@@ -361,19 +390,19 @@ class Checkout(weakref.ref[Any]):
 class Failed:
     """The first failure of a transaction, and whether the session was used again before a rollback."""
 
-    __slots__ = ("error", "flush", "mark", "used_again", "writes_before")
+    __slots__ = ("after_response", "error", "flush", "made_good", "mark", "used_again", "writes_before")
 
     def __init__(self, error: str, mark: Mark | None, writes_before: int, *, flush: bool) -> None:
         self.error = error
         self.mark = mark
         self.flush = flush
-        self.used_again = False
+        self.used_again = self.after_response = self.made_good = False
         self.writes_before = writes_before
 
 
 @dataclass(eq=False)
 class Incident:
-    """Something seen once: a shared or late use, or a nested checkout, with the objects it is about."""
+    """Something seen once, with the objects it is about; ``detail`` is what its kind alone needs."""
 
     kind: str
     account: Account | None = None
@@ -386,6 +415,7 @@ class Incident:
     statement: str | None = None
     user: str = ""
     phase: str | None = None
+    detail: Any = None
     expected: tuple[Any, ...] = ()
 
 

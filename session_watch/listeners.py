@@ -2,61 +2,94 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from asyncio import _get_running_loop as get_running_loop
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransactionOrigin
 from sqlalchemy.pool import Pool
 
-from session_watch import call_site, current
-from session_watch.call_site import Ways, caller
-from session_watch.current import CURRENT, acting, detached
+from session_watch import call_site, current, standing
+from session_watch.call_site import Mark, Ways, caller, whoami
+from session_watch.current import CURRENT, acting, current_work, detached, running_task, somebody
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
-from session_watch.ledger import Account, Checkout, Failed, Incident, Ledger, Transaction, new_account, phase_of
+from session_watch.ledger import (
+    COMMITTED_LATE,
+    Account,
+    Checkout,
+    Failed,
+    Incident,
+    Ledger,
+    Transaction,
+    new_account,
+    phase_of,
+)
 from session_watch.statements import CONTROL, TEMPORARY, WRITE, created_temporary, effect, is_plain_dml, on_temporary
 
 KEY = "session_watch"
+AUTOBEGIN, BEGIN = SessionTransactionOrigin.AUTOBEGIN, SessionTransactionOrigin.BEGIN
+# Lines that advice remembers having been given for.
+LINES = 10_000
 OPENED = Ways()
 EXECUTED = Ways()
 EVERY_ROUTE = "*"
 # Routes whose evidence is a whole stack: for the hour after a finding, or every route.
 hot_routes: set[str] = set()
+# Whether a rule is on that asks who made a session.
+looks_at_endpoints = False
 expectations: Callable[[], tuple[Any, ...]] | None = None
 
 
 def account_of(session: Session) -> Account:
     """The session's account; opened here for a session that was made before anybody watched."""
-    account: Account | None = session.info.get(KEY)
-    # A copied ``info`` carries somebody else's account: only a reference to this very session counts.
-    if account is None or account() is not session:
-        account = session.info[KEY] = new_account(session, current.clock())
+    account = known_account(session)
+    return open_account(session) if account is None else account
+
+
+def open_account(session: Any) -> Account:
+    """A new account, kept on the session itself: its ``info`` is a dict that most sessions never make."""
+    account: Account = new_account(session, current.clock())
+    session._session_watch = account
     return account
 
 
-def on_transaction_create(session: Session, transaction: Any) -> None:
+def known_account(session: Any) -> Account | None:
+    """The session's account, if it has one; a copied session carries somebody else's."""
+    account: Account | None = getattr(session, "_session_watch", None)
+    return None if account is None or account() is not session else account
+
+
+def on_transaction_create(session: Any, transaction: Any) -> None:
     """A root transaction began (a savepoint or a flush only marks where it stands)."""
     try:
-        if transaction.parent is not None:
+        origin = transaction.origin
+        if origin is not AUTOBEGIN and origin is not BEGIN:
             _inner_began(session, transaction)
             return
-        account: Account | None = session.info.get(KEY)
-        if account is None or account() is not session:
-            account = account_of(session)
-        ledger = CURRENT.get()
-        opened = Transaction(session, _session_collected)
+        try:
+            account: Account = session._session_watch
+            if account() is not session:
+                account = open_account(session)
+        except AttributeError:
+            account = open_account(session)
+        ledger = current_work()
+        # Kept on SQLAlchemy's own object too, where the events to come find it at once.
+        opened = transaction._session_watch = Transaction(session, _session_collected)
         opened.account = account
         opened.seen = ledger
         opened.began_at = now = current.clock()
         opened.mark = caller(OPENED)
-        opened.statements = opened.writes = 0
+        opened.statements = opened.writes = opened.inside_thread = 0
         opened.checkouts = ()
         opened.last_at = opened.last_mark = opened.last_statement = opened.outcome = opened.ended_at = None
-        opened.failure = opened.pending = opened.unflushed = opened.autocommit = opened.savepoints = opened.actor = None
-        opened.committed = opened.rolled_back = opened.connected = opened.external = False
-        opened.by_close = opened.last_was_write = False
+        opened.failure = opened.pending = opened.unflushed = opened.savepoints = opened.actor = opened.inside = None
+        opened.committed = opened.rolled_back = opened.connected = opened.by_close = opened.last_was_write = False
         if ledger.over:
             ledger = detached(ledger)
         if account.made_in is not ledger:
@@ -69,7 +102,9 @@ def on_transaction_create(session: Session, transaction: Any) -> None:
             account.carried_mark = opened.mark
             account.carried_at = now
         opened.ledger = ledger
-        if not ledger.endless:
+        if ledger.endless:
+            opened.actor = somebody()
+        else:
             opened.unflushed = (session._new, session._deleted)
             opened.actor = acting(ledger)
         if account.closed_mark is not None:
@@ -117,53 +152,58 @@ def _inner_began(session: Session, transaction: Any) -> None:
 def on_transaction_end(session: Session, transaction: Any) -> None:
     """A root transaction ended, one way or another; a savepoint is forgotten."""
     try:
-        account: Account | None = session.info.get(KEY)
-        opened = None if account is None else account.transaction
-        if account is None or opened is None or opened() is not session:
+        try:
+            opened: Transaction = transaction._session_watch
+        except AttributeError:  # only a root transaction has it
+            if transaction.nested:
+                _savepoint_ended(session)
             return
-        if transaction.parent is not None:
-            if transaction.nested and opened.savepoints:
-                _savepoint_ended(opened, opened.savepoints)
-            return
+        account = opened.account
         account.transaction = None
-        _end(opened, account)
+        if opened.outcome is None:
+            _end(opened, account)
     except Exception as error:
         ERRORS.failed("after_transaction_end", error)
 
 
-def _savepoint_ended(opened: Transaction, savepoints: list[tuple[int, Failed | None]]) -> None:
+def _savepoint_ended(session: Session) -> None:
     """What failed within a savepoint is over with it, unless it was used on before that."""
-    _, failure = savepoints.pop()
-    if opened.failure is not None and not opened.failure.used_again:
-        opened.failure = failure
+    account = known_account(session)
+    opened = None if account is None else account.transaction
+    if opened is not None and opened.savepoints:
+        _, failure = opened.savepoints.pop()
+        if opened.failure is not None and not opened.failure.used_again:
+            opened.failure = failure
 
 
 def _end(opened: Transaction, account: Account) -> None:
-    if opened.outcome is not None:
-        return
     ended_at = opened.ended_at = current.clock()
+    suspicious = opened.pending is not None or opened.failure is not None
     if opened.committed:
         outcome = "committed"
     elif opened.rolled_back or not account.closing:
         outcome = "rolled_back"
+    elif opened.writes:
+        outcome = "closed_uncommitted"
+        suspicious = suspicious or not (opened.external or opened.autocommit is True)
     else:
-        outcome = "closed_uncommitted" if opened.writes else "closed"
+        outcome = "closed"
     opened.outcome = outcome
     opened.by_close = account.closing
     ledger = opened.ledger
     ledger.done.append((outcome, ended_at - opened.began_at))
-    suspicious = (
-        opened.pending is not None
-        or opened.failure is not None
-        or (outcome == "closed_uncommitted" and not opened.external and opened.autocommit is not True)
-    )
     if suspicious:
         opened.excused = account.left_by_exception
         opened.unflushed = None
         ledger.suspect(opened)
     ledger.open.discard(opened)
-    if ledger.over or ledger.endless or (ledger.kind == "detached" and ledger.actor is None):
+    if (ledger.over or not ledger.is_request) and _is_told_at_once(ledger):
         put(("transaction ended", opened))
+
+
+def _is_told_at_once(ledger: Ledger) -> bool:
+    """Whether what ends in this work is judged by itself: no end of the work is to come, or none that is heard."""
+    return ledger.over or ledger.endless or (ledger.kind == "detached" and ledger.actor is None)
 
 
 def _session_collected(opened: Any) -> None:
@@ -196,14 +236,21 @@ def _pending_left(opened: Transaction) -> dict[str, int] | None:
 def on_begin(session: Session, transaction: Any, connection: Any) -> None:
     """A session's transaction got its connection (again for each savepoint, and once per bind)."""
     try:
-        account: Account | None = session.info.get(KEY)
-        opened = None if account is None else account.transaction
-        if opened is None:
-            return
-        checkout = connection.info.get(KEY)
+        try:
+            opened: Transaction = transaction._session_watch
+            # The same dict as the connection's info, without the four calls that lead there.
+            info = connection._dbapi_connection._connection_record.info
+        except AttributeError:  # a savepoint; a connection without a pool
+            account = known_account(session)
+            if account is None or account.transaction is None:
+                return
+            opened, info = account.transaction, connection.info
+        checkout = info.get(KEY)
         opened.connected = True
         if checkout is None:
             return
+        if get_running_loop() is not None and not connection.dialect.is_async:
+            _blocks_its_loop(opened.account, opened)
         if checkout.transaction is None and not checkout.raw:
             checkout.transaction = opened
             opened.checkouts += (checkout,)
@@ -215,28 +262,93 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
         ERRORS.failed("after_begin", error)
 
 
+def _blocks_its_loop(account: Any, opened: Transaction) -> None:
+    """A synchronous session does I/O on a thread that runs an event loop: note it once per line."""
+    mark = opened.mark
+    line = None if mark is None else id(mark[0]) + mark[1]
+    if line in _blocking_lines or len(_blocking_lines) >= LINES:
+        return
+    _blocking_lines.add(line)
+    _note(opened, Incident("sync on loop", account=account, mark=mark, phase=phase_of(opened.ledger, opened.began_at)))
+
+
+_blocking_lines: set[int | None] = set()
+
+
+def forget_lines() -> None:
+    """Advice that was given once per line may be given again."""
+    _blocking_lines.clear()
+    _late_lines.clear()
+
+
+def _note(opened: Transaction, incident: Incident) -> None:
+    """Keep it for the judgement of the transaction's work; have it judged at once where that never comes."""
+    incident.expected = incident.expected or _expected_now() + opened.expected
+    ledger = opened.ledger
+    if ledger.over or ledger.endless:
+        put(("incident", (ledger, incident)))
+    else:
+        ledger.note(incident)
+
+
 def _hand_over(checkout: Checkout, ledger: Ledger) -> None:
     checkout.ledger.held.discard(checkout)
     checkout.ledger = ledger
     ledger.held.add(checkout)
 
 
-def on_commit(session: Session) -> None:
+def on_commit(session: Any) -> None:
     """A transaction was committed; the release of a savepoint is none."""
     try:
-        if session.in_nested_transaction():
+        try:
+            account: Account = session._session_watch
+        except AttributeError:  # made before anybody watched
             return
-        account: Account | None = session.info.get(KEY)
-        if account is not None and account.transaction is not None:
-            account.transaction.committed = True
+        opened = account.transaction
+        if opened is not None and not (opened.savepoints and session.in_nested_transaction()):
+            opened.committed = True
+            if opened.writes and opened.ledger.responded_at is not None:
+                _committed_late(account, opened, opened.ledger)
+            if account.failed_late is not None:
+                account.failed_late.made_good = True
+                account.failed_late = None
     except Exception as error:
         ERRORS.failed("after_commit", error)
+
+
+def _committed_late(account: Account, opened: Transaction, ledger: Ledger) -> None:
+    """Writes are committed after the response has started, or after the client that asked for them has left."""
+    ledger.done.append(COMMITTED_LATE)
+    now, left_at = current.clock(), ledger.disconnected_at
+    if left_at is not None and opened.wrote_at is not None and opened.wrote_at <= left_at:
+        _note(opened, _late_commit(account, opened, now - left_at, disconnected=True))
+    mark = opened.last_mark or opened.mark
+    line = None if mark is None else id(mark[0]) + mark[1]
+    if ledger.responded_at is not None and line not in _late_lines and len(_late_lines) < LINES:
+        _late_lines.add(line)
+        _note(opened, _late_commit(account, opened, now - ledger.responded_at, disconnected=False))
+
+
+_late_lines: set[int | None] = set()
+
+
+def _late_commit(account: Account, opened: Transaction, seconds: float, *, disconnected: bool) -> Incident:
+    return Incident(
+        "late commit",
+        account=account,
+        mark=caller(None, 5),
+        other_mark=opened.mark,
+        age=seconds,
+        statement=opened.last_statement,
+        phase=phase_of(opened.ledger, current.clock()),
+        detail=(disconnected, opened.writes),
+    )
 
 
 def on_rollback(session: Session) -> None:
     """A transaction, or a savepoint with what was written in it, was rolled back."""
     try:
-        account: Account | None = session.info.get(KEY)
+        account = known_account(session)
         opened = None if account is None else account.transaction
         if opened is None:
             return
@@ -251,14 +363,26 @@ def on_rollback(session: Session) -> None:
 def on_soft_rollback(session: Session, previous: Any) -> None:
     """The rollback of a flush, told apart from a rollback that somebody asked for, is a failed flush."""
     try:
-        account: Account | None = session.info.get(KEY)
+        account = known_account(session)
         opened = None if account is None else account.transaction
         if opened is None or previous.nested or previous.parent is None:
             return
         error, mark = opened.error or ("flush failed", caller())
         opened.failure = Failed(error, mark, opened.writes_before_flush, flush=True)
+        _mark_late(account, opened)
     except Exception as error:
         ERRORS.failed("after_soft_rollback", error)
+
+
+def _mark_late(account: Account | None, opened: Transaction) -> None:
+    """What was begun before a success status was sent, and failed in a flush or commit after it, the client missed."""
+    ledger, failure = opened.ledger, opened.failure
+    sent_at, status = ledger.responded_at, ledger.status
+    if failure is None or account is None or sent_at is None or status is None or status >= 400:
+        return
+    if opened.began_at <= sent_at:
+        failure.after_response = True
+        account.failed_late = failure
 
 
 def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:
@@ -268,14 +392,22 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
     is no ``info`` to ask, and such statements are nobody's.
     """
     try:
-        checkout = context.root_connection.info.get(KEY)
+        try:
+            info = context.root_connection._dbapi_connection._connection_record.info
+        except AttributeError:  # a connection without a pool
+            info = context.root_connection.info
+        checkout = info.get(KEY)
         if checkout is None:
             return
         opened = checkout.transaction
         if opened is None:
             opened = checkout
-        elif opened.seen is not CURRENT.get() or opened.ledger.over:
-            _used_elsewhere(opened, statement)
+        else:
+            if opened.seen is not current_work() or opened.ledger.over:
+                _used_elsewhere(opened, statement)
+            me = whoami()
+            if opened.inside is not me:
+                _changed_hands(opened, me)
         what = effect(statement)
         if what is CONTROL:
             return
@@ -284,6 +416,8 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
         opened.last_statement = statement
         opened.last_mark = caller(EXECUTED)
         opened.last_was_write = False
+        if "stream_results" in context.execution_options:
+            opened.streamed = weakref.ref(context)
         if expectations is not None:
             _expected_too(opened, expectations())
         if what is WRITE:
@@ -304,6 +438,57 @@ def _expected_too(opened: Any, expected: tuple[Any, ...]) -> None:
         opened.expected += tuple(each for each in expected if each not in opened.expected)
 
 
+def _changed_hands(opened: Transaction, me: Any) -> None:
+    """Another greenlet or thread uses the session than the last time: look whether that one is still inside.
+
+    Each awaited call of an async session has a greenlet of its own, that lives as long as the call.
+    """
+    before, thread = opened.inside, opened.inside_thread
+    if before is not None and isinstance(before, weakref.ref):
+        before = before()
+    if before is me:
+        return
+    opened.inside_thread = get_ident()
+    opened.inside = weakref.ref(me) if getattr(me, "parent", None) is not None else me
+    if before is None or opened.overlapped:
+        return
+    awaits = getattr(before, "__sqlalchemy_greenlet_provider__", False)
+    still_there = not before.dead and not _encloses(before, me) if awaits else thread != get_ident()
+    if still_there:
+        overlapping(opened, caller(None, 3))
+
+
+def _encloses(outer: Any, inner: Any) -> bool:
+    for _ in range(20):
+        if inner is None:
+            return False
+        inner = getattr(inner, "parent", None)
+        if inner is outer:
+            return True
+    return False
+
+
+def overlapping(opened: Transaction, mark: Mark | None) -> None:
+    """Note, once per transaction, that this task or thread entered a session while others were inside it."""
+    session = opened()
+    loop = get_running_loop()
+    others = () if session is None else standing.inside(session, () if loop is None else (loop,))
+    if not others or opened.overlapped:
+        return
+    opened.overlapped = True
+    task = running_task()
+    user = ("thread", threading.current_thread().name) if task is None else ("task", standing.name_of(task))
+    incident = Incident(
+        "overlap",
+        account=opened.account,
+        mark=mark,
+        statement=opened.last_statement,
+        phase=phase_of(opened.ledger, current.clock()),
+        detail=(user, tuple((other.role, other.name, other.mark) for other in others[:20])),
+    )
+    _note(opened, incident)
+
+
 def on_execute_no_params(cursor: Any, statement: str, context: Any) -> None:
     """The same, for a statement without parameters."""
     on_execute(cursor, statement, None, context)
@@ -314,6 +499,7 @@ def _wrote(opened: Any, checkout: Checkout, statement: str, context: Any) -> Non
         return
     opened.writes += 1
     opened.last_was_write = True
+    opened.wrote_at = opened.wrote_at or opened.last_at
     if isinstance(opened, Transaction) and opened.autocommit is None:
         opened.autocommit = is_autocommit(context.root_connection)
 
@@ -344,8 +530,10 @@ def is_autocommit(connection: Any) -> bool | None:
 
 
 def _used_elsewhere(opened: Transaction, statement: str) -> None:
-    """A transaction is used in a context other than the one it began in, or after its work was over."""
+    """A transaction may be used in a context other than the one it began in, or after its work was over."""
     here = CURRENT.get()
+    if opened.seen is here and not opened.ledger.over:
+        return
     request = None if here.over else here if here.is_request else here.request
     account = opened.account
     if request is not None and account.carried is not None and account.carried is not request:
@@ -490,8 +678,19 @@ def on_error(context: Any) -> None:
         if opened.failure is None and _aborts(connection):
             error, mark = opened.error
             opened.failure = Failed(error, mark, opened.writes, flush=False)
+        if opened.ledger.responded_at is not None and _commits(opened()):
+            error, mark = opened.error
+            opened.failure = opened.failure or Failed(error, mark, opened.writes, flush=False)
+            _mark_late(opened.account, opened)
     except Exception as error:
         ERRORS.failed("handle_error", error)
+
+
+def _commits(session: Session | None) -> bool:
+    """Whether the session is about to commit, or to flush: not merely executing a statement."""
+    root = None if session is None else session.get_transaction()
+    name = getattr(getattr(root, "_current_fn", None), "__name__", None)
+    return name in ("commit", "_prepare_impl", "prepare") or bool(getattr(session, "_flushing", False))
 
 
 def _aborts(connection: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
 from threading import get_ident
 from typing import Any
@@ -14,15 +14,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from session_watch import __version__, current, pools, routes
 from session_watch.books import BOOKS
-from session_watch.current import CURRENT, open_ledgers
+from session_watch.current import CURRENT, current_work, open_ledgers, task_in
 from session_watch.inbox import ERRORS
 from session_watch.ledger import EXCLUDED, Ledger
 from session_watch.raising import raise_if_asked
+from session_watch.routes import METHODS
 from session_watch.settings import Settings
 from session_watch.watch import SessionWatch, default_watch
 
 KEY = "session_watch"
 WATCHED = frozenset(("http", "websocket"))
+# Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
+enter, leave = CURRENT.set, CURRENT.reset
+now_open = open_ledgers.add
 
 
 class SessionWatchMiddleware:
@@ -53,6 +57,9 @@ class SessionWatchMiddleware:
         self.watch = watch if watch is not None else default_watch(settings)
         self.metrics_path = _checked_path(metrics_path)
         self.route_name = route_name
+        self._excludes = bool(self.watch.settings.exclude_paths)
+        header = self.watch.settings.request_id_header
+        self._request_id_header = None if header == Ledger.request_id_header else header
         self._ready = False
         routes.follow_quart()
         self._metrics = metrics_app(self.watch)
@@ -72,25 +79,25 @@ class SessionWatchMiddleware:
         if BOOKS.teller is None:  # a process that was forked off has none yet
             BOOKS.start_teller()
         try:
-            ledger = self._open(scope)
+            ledger = self._open(scope, kind)
         except Exception as error:  # an odd scope is not watched, and served all the same
             ERRORS.failed("middleware", error)
             ledger = EXCLUDED
-        token = CURRENT.set(ledger)
-        failure: BaseException | None = None
+        if ledger is not EXCLUDED:
+            receive, send = _watching_receive(ledger, receive), _watching_send(ledger, send)
+        token = enter(ledger)
         try:
-            if ledger is EXCLUDED:
-                await self.app(scope, receive, send)
-            else:
-                await self.app(scope, _watching_receive(ledger, receive), _watching_send(ledger, send))
+            await self.app(scope, receive, send)
         except BaseException as error:
-            failure = error
-            raise
-        finally:
-            CURRENT.reset(token)
+            leave(token)
             if ledger is not EXCLUDED:
-                self._close(ledger, failure)
-            failure = None  # else exception, traceback and this frame would hold each other
+                raise_if_asked(BOOKS.settle(ledger, type(error)), error)
+            raise
+        leave(token)
+        if ledger is not EXCLUDED:
+            found = BOOKS.settle(ledger, None)
+            if found:
+                raise_if_asked(found, None)
 
     def _begin(self, scope: Scope) -> None:
         self._ready = True
@@ -133,35 +140,30 @@ class SessionWatchMiddleware:
     def _is_metrics(self, scope: Scope) -> bool:
         return scope["type"] == "http" and routes.path_below_root(scope) == self.metrics_path
 
-    def _open(self, scope: Scope) -> Ledger:
-        settings = self.watch.settings
-        if settings.exclude_paths and settings.excluded(scope.get("path", "")):
+    def _open(self, scope: Scope, kind: str) -> Ledger:
+        if self._excludes and self.watch.settings.excluded(scope.get("path", "")):
             scope[KEY] = EXCLUDED
             return EXCLUDED
-        ledger = Ledger("request" if scope["type"] == "http" else "websocket")
+        ledger = Ledger("request" if kind == "http" else "websocket")
         ledger.is_request = True
         ledger.scope = scope
         ledger.headers = scope.get("headers") or ()
-        ledger.method = routes.method_of(scope)
+        method = scope.get("method")
+        ledger.method = method if kind == "http" and method in METHODS else routes.method_of(scope)
         ledger.entry_root = scope.get("root_path", "")
         ledger.route_name = self.route_name
-        if settings.request_id_header != Ledger.request_id_header:
-            ledger.request_id_header = settings.request_id_header
-        enclosing = CURRENT.get()
+        if self._request_id_header is not None:
+            ledger.request_id_header = self._request_id_header
+        enclosing = current_work()
         if not enclosing.endless:
             ledger.parent = _open_encloser(enclosing)
         ledger.thread = get_ident()
-        ledger.loop = loop = asyncio.get_running_loop()
-        ledger.task = asyncio.current_task(loop)
+        ledger.loop = loop = get_running_loop()
+        ledger.task = task_in(loop)
         ledger.started_at = current.clock()
-        open_ledgers.add(ledger)
+        now_open(ledger)
         scope[KEY] = ledger
         return ledger
-
-    def _close(self, ledger: Ledger, failure: BaseException | None) -> None:
-        found = BOOKS.settle(ledger, None if failure is None else type(failure))
-        if found:
-            raise_if_asked(found, failure)
 
 
 def _open_encloser(enclosing: Ledger | None) -> Ledger | None:
@@ -183,8 +185,11 @@ def _watching_send(ledger: Ledger, send: Send) -> Send:
         if kind == "http.response.start":
             ledger.status = message["status"]
             ledger.responded_at = current.clock()
-        elif kind == "http.response.body" and not message.get("more_body"):
-            ledger.response_ended_at = current.clock()
+        elif kind == "http.response.body":
+            if not message.get("more_body"):
+                ledger.response_ended_at = current.clock()
+        elif kind == "websocket.accept":
+            ledger.responded_at = current.clock()
         return send(message)
 
     return watching
@@ -194,7 +199,7 @@ def _watching_receive(ledger: Ledger, receive: Receive) -> Receive:
     async def watching() -> Message:
         message = await receive()
         if message["type"].endswith(".disconnect") and ledger.response_ended_at is None:
-            ledger.disconnected = True
+            ledger.disconnected_at = current.clock()
         return message
 
     return watching

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
 
+from session_watch.drivers import is_loop_bound
 from session_watch.inbox import ERRORS
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ class PoolBook:
         self.limit = _limit(pool)
         # Who waits for a connection, and since when (seconds of the clock).
         self.waiters: dict[int, tuple[Ledger, float]] = {}
+        # Waits that were told while they went on, by the same numbers, and when this pool was told of last.
+        self.told_waits: dict[int, object] = {}
+        self.told_at: dict[str, float] = {}
+        self.loop_bound = is_loop_bound(pool)
+        # Whether it took the place of its engine's own pool.
+        self.succeeds = engine is not None and any(b.engine is not None and b.engine() is engine for b in _books())
         self.out: set[Checkout] = set()
         self.peak = 0
         self.waits: deque[float] = deque(maxlen=KEPT)
@@ -58,6 +65,10 @@ class PoolBook:
         return pool.checkedin() if isinstance(pool, QueuePool) else None
 
 
+def _books() -> tuple[PoolBook, ...]:
+    return (*tuple(POOLS.values()), *tuple(GONE))
+
+
 POOLS: dict[int, PoolBook] = {}
 GONE: deque[PoolBook] = deque(maxlen=1000)
 
@@ -71,6 +82,41 @@ def book_of(pool: Pool) -> PoolBook:
 def _open(pool: Pool) -> PoolBook:
     book = POOLS[id(pool)] = PoolBook(pool, _engine_connecting(pool))
     return book
+
+
+@dataclass
+class Births:
+    """The pools for one database that were born inside requests."""
+
+    count: int = 0
+    told: bool = False
+    pools: weakref.WeakSet[Pool] = field(default_factory=weakref.WeakSet)
+
+
+_births: dict[object, Births] = {}
+DATABASES = 1000
+TOO_MANY = 3
+
+
+def born_in_requests(book: PoolBook) -> int:
+    """Count this pool. Once per database, at the third or later: how many of the earlier ones live; else 0."""
+    pool = book.pool()
+    url = getattr(None if book.engine is None else book.engine(), "url", None)
+    if url is None or pool is None or len(_births) >= DATABASES:
+        return 0
+    births = _births.setdefault((url.drivername, url.username, url.host, url.port, url.database), Births())
+    living = len(births.pools)
+    births.count += 1
+    births.pools.add(pool)
+    if births.told or births.count < TOO_MANY or not living:
+        return 0
+    births.told = True
+    return living
+
+
+def forget_births() -> None:
+    """Count anew."""
+    _births.clear()
 
 
 def _engine_connecting(pool: Pool) -> Any:

@@ -126,9 +126,12 @@ def _own_template(scope: Scope) -> str | None:
         context = fastapi.get("effective_route_context")
         if context is not None and context.original_route is route:
             route = context
-    template = getattr(route, "path_format", None)
-    # Starlette >= 1.10 leaves a Mount here until a route below it matches.
-    return template if isinstance(template, str) and hasattr(route, "endpoint") else None
+    try:
+        # Starlette >= 1.10 leaves a Mount, which has no endpoint, here until a route below it matches.
+        template, _ = route.path_format, route.endpoint
+    except AttributeError:
+        return None
+    return template if isinstance(template, str) else None
 
 
 def _below_mounts(scope: Scope, entry_root: str, own: str | None) -> str:

@@ -7,16 +7,25 @@ from dataclasses import replace
 from typing import Any, cast
 
 from session_watch.call_site import resolve
+from session_watch.drivers import db_pid
 from session_watch.facts import (
     CheckoutFacts,
     Failure,
+    Habit,
+    HeldFacts,
+    Inside,
+    LateCommit,
     LateUse,
     NestedCheckout,
+    NewPool,
+    Overlap,
+    PoolWait,
     SharedUse,
     Site,
     Snapshot,
     TransactionFacts,
     WorkFacts,
+    WrongLoop,
 )
 from session_watch.inbox import ERRORS
 from session_watch.ledger import Account, Checkout, Incident, Ledger, Transaction, phase_of
@@ -31,6 +40,8 @@ def freeze(
     transactions: Iterable[Transaction] = (),
     checkouts: Iterable[Checkout] = (),
     incidents: Iterable[Incident] = (),
+    held: Iterable[HeldFacts] = (),
+    waits: Iterable[PoolWait] = (),
     by_itself: bool = False,
 ) -> Snapshot:
     """The chosen part of a work's account as of ``at`` (seconds of the clock).
@@ -48,6 +59,13 @@ def freeze(
         shared=tuple(_shared(i) for i in seen if i.kind == "shared"),
         late=tuple(_late(i) for i in seen if i.kind == "late"),
         nested=tuple(_nested(i) for i in seen if i.kind == "nested"),
+        held=tuple(held),
+        waits=tuple(waits),
+        wrong_loops=tuple(_wrong_loop(i) for i in seen if i.kind == "wrong loop"),
+        new_pools=tuple(_new_pool(i) for i in seen if i.kind == "new pool"),
+        overlaps=tuple(_overlap(i) for i in seen if i.kind == "overlap"),
+        late_commits=tuple(_late_commit(i) for i in seen if i.kind == "late commit"),
+        habits=tuple(_habit(i) for i in seen if i.kind in ("sync on loop", "made by endpoint")),
     )
 
 
@@ -68,6 +86,8 @@ def work_facts(ledger: Ledger) -> WorkFacts:
         ended_at=ledger.ended_at,
         succeeded=succeeded(ledger),
         started_by=ledger.started_by or (ledger.parent.name if ledger.parent is not None else None),
+        responded_at=ledger.responded_at,
+        response_ended_at=ledger.response_ended_at,
     )
 
 
@@ -87,7 +107,7 @@ def _phase(ledger: Ledger) -> str | None:
         return None
     if ledger.error is not None and ledger.error.__name__ == "CancelledError":
         return "cancelled"
-    if ledger.disconnected:
+    if ledger.disconnected_at is not None:
         return "disconnected"
     return "error" if ledger.error is not None else None
 
@@ -124,7 +144,7 @@ def transaction_facts(opened: Transaction) -> TransactionFacts:
         stack=_stack(opened.marks),
         subject=opened,
         session=account,
-        expected=_expected(opened.expected, account.expected),
+        expected=expected_of(opened.expected, account.expected),
     )
 
 
@@ -159,6 +179,8 @@ def _failure(opened: Transaction) -> Failure | None:
         site=resolve(failed.mark),
         used_again=failed.used_again,
         wrote_before=failed.writes_before > 0,
+        after_response=failed.after_response,
+        made_good=failed.made_good,
     )
 
 
@@ -179,10 +201,11 @@ def checkout_facts(checkout: Checkout) -> CheckoutFacts:
         last_statement=checkout.last_statement,
         pool_used=len(checkout.pool.out),
         pool_max=checkout.pool.limit,
+        db_pid=db_pid(checkout()),
         phase=phase_of(checkout.ledger, checkout.taken_at),
         stack=_stack(checkout.marks),
         subject=checkout,
-        expected=_expected(checkout.expected),
+        expected=expected_of(checkout.expected),
     )
 
 
@@ -204,7 +227,7 @@ def _shared(incident: Incident) -> SharedUse:
         phase=incident.phase,
         stack=_stack(incident.marks),
         subject=account,
-        expected=_expected(incident.expected, account.expected),
+        expected=expected_of(incident.expected, account.expected),
     )
 
 
@@ -219,7 +242,7 @@ def _late(incident: Incident) -> LateUse:
         last_statement=incident.statement,
         stack=_stack(incident.marks),
         subject=account,
-        expected=_expected(incident.expected, account.expected),
+        expected=expected_of(incident.expected, account.expected),
     )
 
 
@@ -237,9 +260,86 @@ def _nested(incident: Incident) -> NestedCheckout:
         pool_max=checkout.pool.limit,
         phase=incident.phase,
         subject=checkout,
-        expected=_expected(incident.expected, taker.account.expected if taker is not None else ()),
+        expected=expected_of(incident.expected, taker.account.expected if taker is not None else ()),
     )
 
 
-def _expected(*expectations: tuple[Any, ...]) -> frozenset[str]:
+def _wrong_loop(incident: Incident) -> WrongLoop:
+    checkout = cast("Checkout", incident.checkout)
+    pool, taker = checkout.pool.pool(), checkout.transaction
+    return WrongLoop(
+        pool=checkout.pool.name,
+        driver=str(getattr(getattr(pool, "_dialect", None), "driver", "")),
+        opened_site=resolve(incident.mark),
+        created_site=None if taker is None else resolve(taker.account.mark),
+        session_id=None if taker is None else taker.account.session_id,
+        phase=incident.phase,
+        subject=checkout,
+        expected=expected_of(incident.expected, () if taker is None else taker.account.expected),
+    )
+
+
+def _new_pool(incident: Incident) -> NewPool:
+    pool, living = incident.detail
+    return NewPool(
+        pool=pool,
+        living=living,
+        opened_site=resolve(incident.mark),
+        phase=incident.phase,
+        expected=expected_of(incident.expected),
+    )
+
+
+def _overlap(incident: Incident) -> Overlap:
+    account = cast("Account", incident.account)
+    (role, name), others = incident.detail
+    return Overlap(
+        session_id=account.session_id,
+        user=Inside(role=role, name=name, site=resolve(incident.mark)),
+        others=tuple(Inside(role=r, name=n, site=resolve(mark)) for r, n, mark in others),
+        created_site=resolve(account.mark),
+        last_statement=incident.statement,
+        phase=incident.phase,
+        subject=account,
+        expected=expected_of(incident.expected, account.expected),
+    )
+
+
+def _late_commit(incident: Incident) -> LateCommit:
+    account = cast("Account", incident.account)
+    disconnected, writes = incident.detail
+    return LateCommit(
+        session_id=account.session_id,
+        late_seconds=incident.age or 0.0,
+        disconnected=disconnected,
+        writes=writes,
+        site=resolve(incident.mark),
+        created_site=resolve(account.mark),
+        opened_site=resolve(incident.other_mark),
+        last_statement=incident.statement,
+        phase=incident.phase,
+        expected=expected_of(incident.expected, account.expected),
+    )
+
+
+def _habit(incident: Incident) -> Habit:
+    account = cast("Account", incident.account)
+    return Habit(
+        kind=incident.kind,
+        session_id=account.session_id,
+        created_site=resolve(account.mark),
+        opened_site=resolve(incident.mark),
+        phase=incident.phase,
+        expected=expected_of(incident.expected, account.expected),
+    )
+
+
+def limits_of(*expectations: tuple[Any, ...]) -> dict[str, float]:
+    """The seconds that the code expects of a rule instead of its threshold; of several the longest."""
+    several = [each for some in expectations for each in some if each.up_to is not None]
+    return {each.rule: each.up_to for each in sorted(several, key=lambda each: each.up_to)}
+
+
+def expected_of(*expectations: tuple[Any, ...]) -> frozenset[str]:
+    """The rules that the code expects, whatever they find."""
     return frozenset(each.rule for several in expectations for each in several if each.up_to is None)

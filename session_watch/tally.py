@@ -43,10 +43,10 @@ class Histogram:
 class RouteCounts:
     """What one method and route has done so far. Seconds."""
 
-    __slots__ = ("checkouts", "outcomes", "seconds")
+    __slots__ = ("checkouts", "late_commits", "outcomes", "seconds")
 
     def __init__(self) -> None:
-        self.checkouts = 0
+        self.checkouts = self.late_commits = 0
         self.seconds = 0.0
         self.outcomes: dict[str, int] = {}
 
@@ -98,23 +98,26 @@ class Tally:
 
     def add(self, several: Iterable[tuple[Ledger, Sequence[Done], int]]) -> None:
         """Add what works have done: the seconds of each ended checkout, each ended transaction, the peak."""
-        durations: dict[str, list[float]] = {}
+        by_route = self.by_route
+        ended: dict[tuple[RouteCounts, str], list[float]] = defaultdict(list)
         peaks = []
         for ledger, done, peak in several:
-            counts = self.by_route.get((ledger.method, ledger.route or ""))
+            counts = by_route.get((ledger.method, ledger.route or ""))
             if counts is None:
                 counts = self.counts_of(ledger.method, ledger.route_label())
             for fact in done:
-                if isinstance(fact, tuple):
-                    outcome, seconds = fact
-                    counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
-                    durations.setdefault(outcome, []).append(seconds)
-                else:
+                if fact.__class__ is float:
                     counts.checkouts += 1
                     counts.seconds += fact
+                elif isinstance(fact, tuple):
+                    outcome, seconds = fact
+                    ended[counts, outcome].append(seconds)
+                else:
+                    counts.late_commits += 1
             if peak:
                 peaks.append(peak)
-        for outcome, values in durations.items():
+        for (counts, outcome), values in ended.items():
+            counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + len(values)
             self.durations[outcome].observe(values)
         self.per_work.observe(peaks)
 

@@ -8,7 +8,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import TracebackType
@@ -17,28 +17,32 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
-from session_watch import call_site, current, listeners
+from session_watch import call_site, current, listeners, live
 from session_watch.books import BOOKS
 from session_watch.call_site import resolve
 from session_watch.callbacks import Callback
-from session_watch.current import open_ledgers
+from session_watch.drivers import db_pid
 from session_watch.facts import Snapshot
-from session_watch.findings import Finding, Resolved, sites_of
+from session_watch.findings import Finding, Resolved, Severity, sites_of
 from session_watch.inbox import ERRORS
 from session_watch.jobs import Job
-from session_watch.ledger import Checkout, Done, Ledger, Transaction
+from session_watch.ledger import Checkout, Done, Ledger
+from session_watch.live import Limits
 from session_watch.pools import PoolBook
 from session_watch.raising import SessionLeakError, is_proved_error
 from session_watch.request_ids import request_id_of
 from session_watch.rules import BLAME, RULES, rank
-from session_watch.settings import Settings, switched_off
+from session_watch.settings import Ignore, Settings, switched_off
 from session_watch.sinks import Sink
 from session_watch.sinks.log import LogSink
 from session_watch.sinks.metrics import WatchCollector
 from session_watch.snapshot import is_out
+from session_watch.standing import where
 from session_watch.statements import masked, summary
 from session_watch.tally import Tally
 
+# The first rank of those rules that a clock feeds.
+SUSPICIONS = rank("held-after-response")
 HOT_SECONDS = 3600.0
 EPISODES = 10_000
 _numbers = itertools.count(1)
@@ -90,6 +94,7 @@ class SessionWatch:
         self.tally = Tally(max_routes=self.settings.max_routes, max_pools=self.settings.max_pools)
         self.attached = self.released = self._start_told = False
         self.last_sweep: float | None = None
+        self.held: Mapping[tuple[str, str], int] = {}
         self._clock = clock
         self._number = next(_numbers)
         self._active = self.settings.active_rules()
@@ -114,6 +119,18 @@ class SessionWatch:
         return self.settings.sweep_interval
 
     @property
+    def limits(self) -> Limits:
+        """After how many seconds it wants to hear of what is still open."""
+        settings = self.settings
+        return Limits(
+            settings.held_too_long,
+            settings.idle_in_transaction,
+            settings.held_after_response,
+            settings.pool_wait,
+            settings.pool_wait_on_loop,
+        )
+
+    @property
     def statements(self) -> bool:
         """Whether statements are to be seen."""
         return self.settings.statements != "off"
@@ -131,6 +148,8 @@ class SessionWatch:
         call_site.trust(self.settings.app_packages, self.settings.helper_packages)
         if self.settings.evidence == "stack":
             listeners.hot_routes.add(listeners.EVERY_ROUTE)
+        if "not-request-scoped" in self._active:
+            listeners.looks_at_endpoints = True
         if self._clock is not time.monotonic:
             current.clock = self._clock
         BOOKS.attach(self)
@@ -182,13 +201,13 @@ class SessionWatch:
     def live(self) -> tuple[Held, ...]:
         """Who holds a connection now, oldest first, one entry per checkout."""
         now = current.clock()
-        out = {c for ledger in tuple(open_ledgers) for c in tuple(ledger.held)}
-        out |= {c for left in tuple(BOOKS.left) for c in ((left,) if isinstance(left, Checkout) else left.checkouts)}
-        return tuple(self._held(c, now) for c in sorted(out, key=lambda c: c.taken_at) if is_out(c))
+        out = sorted((c for c in live.out_now() if is_out(c)), key=lambda c: c.taken_at)
+        active = live.look_at_activity(out, now, 0.0)
+        return tuple(self._held(checkout, now, active) for checkout in out)
 
-    def _held(self, checkout: Checkout, now: float) -> Held:
+    def _held(self, checkout: Checkout, now: float, active: set[Checkout]) -> Held:
         ledger, opened = checkout.ledger, checkout.transaction
-        facts: Transaction | Checkout = checkout if opened is None else opened
+        facts = live.activity(checkout)
         request_id_of(ledger)
         return Held(
             work=ledger.name,
@@ -198,14 +217,15 @@ class SessionWatch:
             request_id=ledger.request_id,
             pool=checkout.pool.name,
             session_id=None if opened is None else opened.account.session_id,
-            state="idle in transaction" if opened is not None else "idle",
+            state=live.state_of(checkout, active),
             age_seconds=now - checkout.taken_at,
-            idle_seconds=None if facts.last_at is None else now - facts.last_at,
+            idle_seconds=now - live.idle_since(checkout),
             opened_site=_text(facts.mark),
-            current_site=None,
+            current_site=_text(where(ledger, facts.actor or ledger.actor)),
             last_statement=self.statement(facts.last_statement),
             statements=facts.statements,
             writes=facts.writes,
+            db_pid=db_pid(checkout()),
         )
 
     def statement(self, sql: str | None) -> str | None:
@@ -243,8 +263,7 @@ class SessionWatch:
 
     def _admit(self, finding: Finding, snapshot: Snapshot) -> bool:
         """Whether to tell it: not twice, not what a finding of the same cause covers, not what is expected."""
-        fresh = self._blame(finding, snapshot.number)
-        if not fresh:
+        if self._may_last(finding) or not self._blame(finding, snapshot.number):
             return False
         reason = self._silenced(finding)
         if reason is not None:
@@ -261,28 +280,43 @@ class SessionWatch:
         before = subject.blamed.get(key)
         if before is None and key[2] == "" and getattr(finding.episode, "late", False):
             before = rank("used-after-request")  # told of the request; the task that used it has no other fault
-        if before is None:
+        if before is None or (finding.certain and before >= SUSPICIONS > rank(finding.rule)):
             subject.blamed[key] = rank(finding.rule)
-        elif before < rank(finding.rule):
-            self.tally.add_suppressed(finding.rule, "covered")
-        return before is None
+            return True
+        own = (self._number, work, finding.rule)
+        if before != rank(finding.rule) and own not in subject.blamed:
+            subject.blamed[own] = rank(finding.rule)
+            self.covered(finding.rule)
+        return False
+
+    def covered(self, rule: str) -> None:
+        """Count a finding that another one has told already."""
+        with self._lock:
+            self.tally.add_suppressed(rule, "covered")
+
+    def _may_last(self, finding: Finding) -> bool:
+        """Whether settings grant it more time than it has had."""
+        if finding.certain or not any(ignore.up_to is not None for ignore in self.settings.ignore):
+            return False
+        seconds = finding.held_seconds if finding.rule == "held-too-long" else finding.idle_seconds
+        return any(ignore.up_to is not None and (seconds or 0.0) < ignore.up_to for ignore in self._ignoring(finding))
 
     def _silenced(self, finding: Finding) -> str | None:
         if finding.rule in finding.expected:
             return "expected"
+        return "ignored" if any(ignore.up_to is None for ignore in self._ignoring(finding)) else None
+
+    def _ignoring(self, finding: Finding) -> Iterator[Ignore]:
         sites = _sites(finding)
-        ignored = any(
-            ignore.up_to is None
-            and ignore.matches(
+        for ignore in self.settings.ignore:
+            if ignore.matches(
                 rule=finding.rule,
                 fingerprint=finding.fingerprint,
                 method=finding.method,
                 route=finding.route,
                 sites=sites,
-            )
-            for ignore in self.settings.ignore
-        )
-        return "ignored" if ignored else None
+            ):
+                yield ignore
 
     def _remember(self, finding: Finding) -> Finding:
         count, first_seen = self._causes.pop(finding.fingerprint, (0, _now()))
@@ -293,9 +327,11 @@ class SessionWatch:
         finding = replace(finding, count=count + 1, first_seen=first_seen, subject=None, episode=None)
         self._recent.append(finding)
         if episode is not None and len(self._episodes) < EPISODES:
-            self._episodes.setdefault(episode, []).append(finding)
+            # What is certain now takes the place of what was suspected of it.
+            before = [f for f in self._episodes.get(episode, ()) if f.certain or not finding.certain]
+            self._episodes[episode] = [*before, finding]
         self.tally.add_finding(finding)
-        if self.settings.evidence == "auto":
+        if self.settings.evidence == "auto" and finding.severity is not Severity.ADVICE:
             self._look_closer(finding.route)
         return finding
 
@@ -320,10 +356,13 @@ class SessionWatch:
         if self._callback is not None:
             self._callback.put(finding)
 
-    def ended(self, episode: object, how: str, at: float) -> None:
-        """Tell that what some findings were about has ended, and how."""
+    def ended(self, episode: object, how: str, at: float, rules: Collection[str] = ()) -> None:
+        """Tell that what some findings (of these rules; default all) were about has ended, and how."""
         with self._lock:
-            findings = self._episodes.pop(episode, [])
+            several = self._episodes.pop(episode, [])
+            findings = [finding for finding in several if not rules or finding.rule in rules]
+            if len(findings) < len(several):
+                self._episodes[episode] = [finding for finding in several if finding not in findings]
         for finding in findings:
             taken_at: Any = getattr(episode, "taken_at", None) or getattr(episode, "began_at", at)
             resolved = Resolved(
@@ -371,9 +410,10 @@ class SessionWatch:
         with self._lock:
             return tuple(f for findings in self._episodes.values() for f in findings)
 
-    def swept(self, at: float) -> None:
+    def swept(self, at: float, held: Mapping[tuple[str, str], int]) -> None:
         """Take note of a sweep, and stop collecting stacks for routes that have been quiet for an hour."""
         self.last_sweep = time.time()
+        self.held = held
         with self._lock:
             for route in [route for route, until in self._hot.items() if until < at]:
                 self._look_no_closer(route)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import weakref
+from asyncio import _get_running_loop as get_running_loop
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
 
 import sqlalchemy.orm.session
-from sqlalchemy.exc import PendingRollbackError
+import sqlalchemy.util.queue
+from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
 
 from session_watch import current, listeners
 from session_watch.call_site import Ways, caller, learn_endpoint
-from session_watch.current import CURRENT, acting, detached, running_task, still_runs
+from session_watch.current import CURRENT, acting, current_work, detached, running_task, still_runs
+from session_watch.drivers import has_no_slot
+from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
 from session_watch.ledger import (
     Account,
@@ -31,27 +36,32 @@ from session_watch.ledger import (
     new_account,
     phase_of,
 )
-from session_watch.listeners import KEY, account_of
-from session_watch.pools import POOLS, PoolBook, book_of
+from session_watch.listeners import KEY, account_of, open_account, overlapping
+from session_watch.pools import POOLS, PoolBook, book_of, born_in_requests
 
 SESSION_FILE = sqlalchemy.orm.session.__file__
+QUEUE_FILE = sqlalchemy.util.queue.__file__
+# Where a connection remembers the loop it was made on, for as long as it lives.
+LOOP = "session_watch_loop"
 MADE = Ways()
 CLOSED = Ways()
 _active = False
+# Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
+known_book = POOLS.get
 
 
 def _made(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
-    def __init__(self: Session, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if not _active:
             return
         try:
-            account = self.info[KEY] = new_account(self, current.clock())
+            account = self._session_watch = new_account(self, current.clock())
             ambient = sys.exc_info()[1]
             if ambient is not None:
                 account.ambient = id(ambient)
-            ledger = CURRENT.get()
+            ledger = current_work()
             if ledger.over:
                 ledger = detached(ledger)
             if ledger.endless:
@@ -62,12 +72,23 @@ def _made(original: Callable[..., None]) -> Callable[..., None]:
                 account.made_in = ledger
                 account.made_by = acting(ledger)
             account.mark = caller(MADE)
+            if listeners.looks_at_endpoints and ledger.scope is not None:
+                _made_by_endpoint(account, ledger)
             if listeners.expectations is not None:
                 account.expected = listeners.expectations()
         except Exception as error:
             ERRORS.failed("Session.__init__", error)
 
     return __init__
+
+
+def _made_by_endpoint(account: Account, ledger: Ledger) -> None:
+    """Note a session that the endpoint itself made, where a rule that was asked for wants to know."""
+    endpoint = inspect.unwrap((ledger.scope or {}).get("endpoint") or _made_by_endpoint)
+    if account.mark is not None and getattr(endpoint, "__code__", None) is account.mark[0]:
+        incident = Incident("made by endpoint", account=account, mark=account.mark)
+        incident.phase, incident.expected = phase_of(ledger, account.made_at), account.expected
+        ledger.note(incident)
 
 
 def _made_outside(account: Account) -> None:
@@ -95,18 +116,21 @@ def _closed(original: Callable[..., None]) -> Callable[..., None]:
     return close
 
 
-def _closing(session: Session) -> Account | None:
+def _closing(session: Any) -> Account | None:
     try:
-        account: Account | None = session.info.get(KEY)
-        if account is None or account() is not session:
-            account = account_of(session)
+        try:
+            account: Account = session._session_watch
+            if account() is not session:
+                account = open_account(session)
+        except AttributeError:
+            account = open_account(session)
         opened = account.transaction
         if opened is not None:
             _look_before_close(session, account, opened)
         if not account.closing:
             account.closing = True
             account.closed_mark = caller(CLOSED)
-            account.closed_in = CURRENT.get()
+            account.closed_in = current_work()
     except Exception as error:
         ERRORS.failed("Session.close", error)
         return None
@@ -203,38 +227,103 @@ def _connect(original: Callable[..., PoolProxiedConnection]) -> Callable[..., Po
     def connect(self: Pool) -> PoolProxiedConnection:
         if not _active:
             return original(self)
-        book = POOLS.get(id(self)) or _book(self)
+        book = known_book(id(self)) or _book(self)
+        if book is None:
+            return original(self)
         since = current.clock()
-        ledger = CURRENT.get()
+        ledger = current_work()
         waiter = (ledger, since)
-        if book is not None:
-            book.waiters[id(waiter)] = waiter
+        number = id(waiter)
+        book.waiters[number] = waiter
         try:
             proxy = original(self)
-        except PoolTimeout:
-            put(("timed out", (book, ledger)))
+        except BaseException as error:
+            _gave_up(book, ledger, since, error)
             raise
         finally:
-            if book is not None:
-                del book.waiters[id(waiter)]
-        if book is not None:
-            _book_checkout(proxy, book, ledger, since)
+            del book.waiters[number]
+            if book.told_waits:
+                _wait_over(book, number)
+        _book_checkout(proxy, book, ledger, since)
         return proxy
 
     return connect
 
 
+def _gave_up(book: PoolBook, ledger: Ledger, since: float, error: BaseException) -> None:
+    """Tell of a checkout that came to nothing because there was no connection to be had."""
+    try:
+        outcome = _outcome(error)
+        if outcome is not None:
+            expected = () if listeners.expectations is None else listeners.expectations()
+            waited = current.clock() - since
+            put(("gave up", (book, ledger, caller(None, 3), waited, outcome, describe(error), expected)))
+    except Exception as failure:
+        ERRORS.failed("Pool.connect", failure)
+
+
+def _outcome(error: BaseException) -> str | None:
+    if isinstance(error, PoolTimeout):
+        return "timed out"
+    if has_no_slot(error):
+        return "refused"
+    return "cancelled" if not isinstance(error, Exception) and _waited_in_queue(error) else None
+
+
+def _waited_in_queue(error: BaseException) -> bool:
+    """Whether it struck while the pool's queue was waited for, and not while a new connection was being made."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == QUEUE_FILE:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _wait_over(book: PoolBook, waiter: int) -> None:
+    episode = book.told_waits.pop(waiter, None)
+    if episode is not None:
+        put(("wait over", (episode, current.clock())))
+
+
+def waiting_in(frame: FrameType) -> int | None:
+    """The number of the wait that this frame is: a call of a pool's ``connect`` under way."""
+    code = frame.f_code
+    if code.co_name != "connect" or code.co_filename != __file__:
+        return None
+    waiter = frame.f_locals.get("waiter")
+    return None if waiter is None else id(waiter)
+
+
 def _book(pool: Pool) -> PoolBook | None:
     try:
-        return book_of(pool)
+        book = book_of(pool)
+        _born(book)
     except Exception as error:
         ERRORS.failed("Pool.connect", error)
         return None
+    return book
 
 
-def _book_checkout(proxy: PoolProxiedConnection, book: PoolBook, ledger: Ledger, since: float) -> None:
+def _born(book: PoolBook) -> None:
+    """A pool is seen for the first time; inside a request, and not in place of its engine's last, it is counted."""
+    ledger = CURRENT.get()
+    if book.succeeds or (ledger.request is None and not ledger.is_request) or ledger.over:
+        return
+    earlier = born_in_requests(book)
+    if earlier:
+        incident = Incident("new pool", mark=caller(None, 4), phase=phase_of(ledger, current.clock()))
+        incident.detail = (book.name, earlier)
+        incident.expected = () if listeners.expectations is None else listeners.expectations()
+        ledger.note(incident)
+
+
+def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> None:
     try:
-        info = proxy.info
+        try:
+            info = proxy._connection_record.info  # the very dict that the proxy's info is, and cheaper to ask
+        except AttributeError:
+            info = proxy.info
         known = info.get(KEY)
         if known is not None and known() is proxy:
             return  # SingletonThreadPool hands the same connection out again
@@ -253,12 +342,35 @@ def _book_checkout(proxy: PoolProxiedConnection, book: PoolBook, ledger: Ledger,
         if held and not ledger.endless:
             _look_for_nesting(checkout, ledger, since)
         held.add(checkout)
-        ledger.peak = max(ledger.peak, len(held))
+        if len(held) > ledger.peak:
+            ledger.peak = len(held)
+        if book.loop_bound:
+            _look_at_loop(checkout, proxy)
         book.waits.append(now - since)
-        book.out.add(checkout)
-        book.peak = max(book.peak, len(book.out))
+        out = book.out
+        out.add(checkout)
+        if len(out) > book.peak:
+            book.peak = len(out)
     except Exception as error:
         ERRORS.failed("Pool.connect", error)
+
+
+def _look_at_loop(checkout: Checkout, proxy: PoolProxiedConnection) -> None:
+    """A connection of such a driver works on the event loop alone on which it was made."""
+    loop, made_on = get_running_loop(), proxy.info.get(LOOP)
+    if loop is None:
+        return
+    if made_on is None:
+        proxy.info[LOOP] = weakref.ref(loop)
+    elif made_on() is not loop:
+        proxy.info[LOOP] = weakref.ref(loop)
+        incident = Incident("wrong loop", checkout=checkout, mark=caller(None, 4))
+        incident.phase = phase_of(checkout.ledger, checkout.taken_at)
+        incident.expected = () if listeners.expectations is None else listeners.expectations()
+        if checkout.ledger.endless:
+            put(("incident", (checkout.ledger, incident)))
+        else:
+            checkout.ledger.note(incident)
 
 
 def _asked_by_session() -> bool:
@@ -313,15 +425,32 @@ def _is_by(held: Checkout, actor: Actor | None) -> bool:
 
 
 def _refused(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap ``PendingRollbackError``: making one proves that a failed transaction was used before its rollback."""
+    """Wrap ``InvalidRequestError``: making one may prove what no event tells.
+
+    Its kind for a pending rollback proves that a failed transaction was used before its rollback, and its code
+    ``isce`` that somebody entered a session while somebody else, or an outer call, was inside.
+    """
 
     @functools.wraps(original)
-    def __init__(self: PendingRollbackError, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: InvalidRequestError, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if _active:
-            _used_after_failure()
+            if isinstance(self, PendingRollbackError):
+                _used_after_failure()
+            elif self.code == "isce":
+                _entered_while_busy()
 
     return __init__
+
+
+def _entered_while_busy() -> None:
+    try:
+        session = _session_above(sys._getframe(2))
+        opened = None if session is None else account_of(session).transaction
+        if opened is not None:
+            overlapping(opened, caller(None, 3))
+    except Exception as error:
+        ERRORS.failed("InvalidRequestError", error)
 
 
 def _used_after_failure() -> None:
@@ -358,7 +487,7 @@ def _wanted() -> list[tuple[type, str, Callable[..., Any]]]:
         (Session, "invalidate", _closed),
         (Pool, "connect", _connect),
         (SingletonThreadPool, "connect", _connect),
-        (PendingRollbackError, "__init__", _refused),
+        (InvalidRequestError, "__init__", _refused),
     ]
     try:
         from sqlalchemy.ext.asyncio import AsyncSession

@@ -17,14 +17,16 @@ PACKAGE = "session_watch"
 # Each module imports only from the lines above its own (a package: its own modules too). What is not ours to
 # arrange, the demo, is an application like any other: it uses the public names.
 LAYERS = (
-    ("facts", "rule_names", "statements", "failures", "routes", "inbox"),
+    ("facts", "rule_names", "statements", "failures", "drivers", "routes", "inbox"),
     ("findings", "settings", "call_site"),
     ("ledger", "rules", "sinks", "callbacks"),
     ("pools", "request_ids", "tally", "sinks.log"),
     ("current",),
-    ("listeners", "pytest_plugin"),
+    ("standing", "pytest_plugin"),
+    ("listeners",),
     ("wraps", "expecting"),
     ("snapshot",),
+    ("live",),
     ("books",),
     ("sinks.metrics", "raising"),
     ("jobs",),
@@ -39,7 +41,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # Who may import what is not in the standard library.
 ONLY_IN = {
-    "sqlalchemy": {"listeners", "wraps", "pools", "sinks.metrics"},
+    "sqlalchemy": {"listeners", "wraps", "standing", "pools", "sinks.metrics"},
     "greenlet": {"call_site"},
     "starlette": {"middleware"},
     "prometheus_client": {"sinks.metrics", "watch", "middleware", "testing"},

@@ -24,9 +24,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from session_watch import Finding, SessionWatchMiddleware, Settings, call_site, listeners
 from session_watch.call_site import Ways, caller, resolve
-from session_watch.testing import watching
 from tests.apps.marks import Marks
 from tests.asgi import call
+from tests.without_advice import watching
 
 ONE = text("SELECT 1")
 HERE = sys.modules[__name__]

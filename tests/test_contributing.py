@@ -12,11 +12,12 @@ from session_watch import RULES
 from session_watch.demo.scenarios import LEAKS
 from session_watch.rule_names import OPT_IN, RULE_NAMES
 from session_watch.rules import Rule
+from tests import test_live_rules, test_rules
 from tests.test_architecture import LAYERS, PACKAGE
-from tests.test_rules import FIRES, SILENT
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = [str(getattr(case, "id", "")) for case in (*FIRES, *SILENT)]
+TABLES = (test_rules.FIRES, test_rules.SILENT, test_live_rules.FIRES, test_live_rules.SILENT)
+CASES = [str(getattr(case, "id", "")) for table in TABLES for case in table]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -40,7 +41,8 @@ def lacking(rule: Rule) -> Iterator[str]:
         yield "a section in docs/rules.md: python docs/generate.py"
     for case in ("fires", "silent"):
         if not any(name.startswith(f"{rule.name}: {case}") for name in CASES):
-            yield f"a case in tests/test_rules.py whose id begins {f'{rule.name}: {case}'!r}"
+            begins = repr(f"{rule.name}: {case}")
+            yield f"a case in tests/test_rules.py or tests/test_live_rules.py whose id begins {begins}"
     if f'"{rule.name}"' not in text_of("tests/test_guilty.py") and not any(rule.name in s.expected for s in LEAKS):
         yield "a reproduction in tests/test_guilty.py or a scenario of the demo"
 

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 import session_watch
-from session_watch import cli
-from session_watch.demo.scenarios import LEAKS, PATTERNS, SCENARIOS, Scenario
+from session_watch import RULES, cli
+from session_watch.demo.scenarios import LATE, LEAKS, NOT_HERE, PATTERNS, SCENARIOS, Scenario
 from session_watch.demo.serving import ServerError, bound
 
 COMMAND = (sys.executable, "-m", "session_watch")
@@ -58,11 +58,19 @@ def test_once_finds_what_is_expected(once: subprocess.CompletedProcess[str]) -> 
 
 
 @pytest.mark.slow
+def test_once_tells_what_is_not_as_usual(once: subprocess.CompletedProcess[str]) -> None:
+    """That limits are short is said first, and which rule is missing last."""
+    assert once.stdout.startswith("Limits are short here (by default): held_too_long 1 s (30), ")
+    assert "On here and off by default: commit-after-disconnect, not-request-scoped.\n" in once.stdout
+    assert "\nNot here: wrong-event-loop needs a driver that is bound to an event loop" in once.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", [pytest.param(s, id=s.name) for s in LEAKS])
 def test_once_tells_where_each_leak_is(once: subprocess.CompletedProcess[str], scenario: Scenario) -> None:
     """Under a leak stands the first summary of each of its rules, with a line of its own code."""
     section = once.stdout.partition(f"\n{scenario.name} ")[2].splitlines()
-    for number, rule in enumerate(sorted(scenario.expected), start=1):
+    for number, rule in enumerate(sorted(scenario.rules), start=1):
         assert section[number].startswith(f"    {rule}: ")
         assert f"{scenario.method} {scenario.path} " in section[number]
         assert re.search(r"leaks\.py:\d+ in \w", section[number])
@@ -77,6 +85,38 @@ def test_once_fails_on_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"not-so-clean +nothing +uncommitted +DIFFERENT; answered 200, not 201\n", capsys.readouterr().out)
 
 
+def test_advice_is_compared_where_it_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Advice makes no difference, unless the scenario says which it expects, or that there is none."""
+    from session_watch.demo.once import run_once
+
+    silent, named, other = (
+        Scenario(name, "", "GET", "/leaks/own-session", advice=advice)
+        for name, advice in (("silent", None), ("named", frozenset({"not-request-scoped"})), ("other", frozenset()))
+    )
+    assert (run_once([silent, named]), run_once([other])) == (0, 1)
+    told = capsys.readouterr().out
+    assert "is not compared: not-request-scoped" not in told.partition("silent")[0]
+    assert re.search(r"^silent +nothing +nothing +ok$", told, re.MULTILINE)
+    assert re.search(r"^named +not-request-scoped +not-request-scoped +ok$", told, re.MULTILINE)
+    assert re.search(r"^other +nothing +not-request-scoped +DIFFERENT$", told, re.MULTILINE)
+
+
+def test_a_client_that_leaves_must_not_be_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    """A scenario whose client was to leave before the answer is told if the answer came first."""
+    from session_watch.demo.once import run_once
+
+    answered = Scenario("hasty", "", "GET", "/patterns/operation-scoped", leaves_after=9.0)
+    assert run_once([answered]) == 1
+    assert "DIFFERENT; answered 200 before the client left\n" in capsys.readouterr().out
+
+
+def test_every_rule_is_shown() -> None:
+    """Each rule has a scenario, or the reason is given why it has none."""
+    shown = frozenset[str]().union(*(scenario.rules for scenario in SCENARIOS))
+    late = set() if LATE else {"commit-after-response", "commit-failed-after-response"}
+    assert {rule.name for rule in RULES} - shown == NOT_HERE.keys() | late
+
+
 def test_every_route_is_a_scenario() -> None:
     """No pattern or leak of the app is left untried, and each is on the page."""
     from session_watch.demo import leaks, patterns
@@ -89,8 +129,8 @@ def test_every_route_is_a_scenario() -> None:
 
 def test_only_leaks_expect_findings() -> None:
     """The right ways are silent, and every wrong way has a rule that finds it."""
-    assert not any(scenario.expected for scenario in PATTERNS)
-    assert all(scenario.expected for scenario in LEAKS)
+    assert not any(scenario.rules for scenario in PATTERNS)
+    assert [s.name for s in LEAKS if not s.rules] == ([] if LATE else ["commit-fails-late", "late-commit"])
 
 
 @pytest.mark.slow

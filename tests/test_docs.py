@@ -15,7 +15,8 @@ from types import ModuleType
 
 import pytest
 
-from session_watch import RULES, Settings, cli
+from session_watch import RULES, Settings, Severity, cli
+from session_watch.rules import Rule
 from session_watch.settings import NOT_FIELDS, variable
 from session_watch.sinks.metrics import METRICS, PREFIX
 
@@ -258,12 +259,19 @@ def test_readme_shows_what_is_printed() -> None:
 
 
 def test_readme_lists_every_rule() -> None:
-    """The README says how many rules there are, that all are certain, and has a row for each."""
+    """The README says how many rules there are, has a row for each, and says which are not certain, or advice."""
     text = README.read_text(encoding="utf-8")
     assert f"There are {len(RULES)} rules;" in text
-    assert all(rule.certain for rule in RULES)
-    rows = re.findall(r"^\| \[`([\w-]+)`\]\(docs/rules\.md#\1\) \|", text, re.MULTILINE)
-    assert rows == [rule.name for rule in RULES]
+    rows = re.findall(
+        r"^\| \[`([\w-]+)`\]\(docs/rules\.md#\1\) \| (?:(suspicion|advice|advice, opt-in): )?", text, re.MULTILINE
+    )
+    assert rows == [(rule.name, mark_of(rule)) for rule in RULES]
+
+
+def mark_of(rule: Rule) -> str:
+    """What the README says first of a rule that is no certain fault."""
+    advice = "advice, opt-in" if rule.opt_in else "advice"
+    return advice if rule.severity is Severity.ADVICE else "" if rule.certain else "suspicion"
 
 
 def test_readme_says_first_what_sessions_it_means() -> None:

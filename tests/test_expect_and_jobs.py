@@ -35,8 +35,9 @@ from session_watch import watch as watch_module
 from session_watch.books import BOOKS
 from session_watch.findings import Severity
 from session_watch.inbox import INBOX
-from session_watch.listeners import KEY
+from session_watch.listeners import account_of
 from tests.asgi import answered, call, http
+from tests.without_advice import unadvised
 
 ONE = text("SELECT 1")
 WRITE = text("INSERT INTO items VALUES (1)")
@@ -51,7 +52,7 @@ KEPT: list[Session] = []
 @contextmanager
 def watching(settings: Settings | None = None) -> Iterator[SessionWatch]:
     """A fresh watch; what was left open is closed while it still watches."""
-    with testing.watching(settings) as watch:
+    with testing.watching(unadvised(settings)) as watch:
         yield watch
         close_what_is_left()
 
@@ -325,7 +326,7 @@ def test_many_statements_in_a_block(engine: Engine) -> None:
     with watching() as watch, watch.job("play"), Session(engine) as session, expect(LEFT, reason="wanted"):
         for _ in range(100):
             session.execute(ONE)
-        assert len(session.info[KEY].transaction.expected) <= 2
+        assert len(account_of(session).transaction.expected) <= 2
 
 
 # expect as a decorator
@@ -575,7 +576,9 @@ def two_leaks(engine: Engine) -> FastAPI:
 def found(engine: Engine, *ignore: Ignore, **settings: Any) -> tuple[tuple[Finding, ...], float]:
     """What is found of the two leaks, and how much was ignored."""
     sink: list[Finding] = []
-    watch = SessionWatch(Settings(ignore=ignore, **settings), registry=CollectorRegistry(), sinks=(sink.append,))
+    watch = SessionWatch(
+        unadvised(Settings(ignore=ignore, **settings)), registry=CollectorRegistry(), sinks=(sink.append,)
+    )
     with watch:
         app = SessionWatchMiddleware(two_leaks(engine), watch=watch)
         call(app, "/one")

@@ -41,9 +41,9 @@ from session_watch.findings import Severity
 from session_watch.ledger import Ledger
 from session_watch.listeners import LISTENERS, STATEMENT_LISTENERS
 from session_watch.rules import RULES, Rule
-from session_watch.testing import watching
 from tests.asgi import call
 from tests.databases import Postgres
+from tests.without_advice import watching
 
 PATIENCE = 20.0
 

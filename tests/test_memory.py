@@ -27,6 +27,7 @@ from session_watch.current import open_ledgers
 from session_watch.inbox import ERRORS, INBOX
 from session_watch.ledger import Checkout, Transaction
 from tests.asgi import answered, http
+from tests.without_advice import unadvised
 
 COLLECTS = pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
 
@@ -54,7 +55,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 @contextmanager
 def watching(**settings: Any) -> Iterator[SessionWatch]:
     """A fresh watch that remembers few findings, so that what they hold is soon at its most."""
-    with SessionWatch(Settings(recent=20, **settings), registry=CollectorRegistry(), sinks=()) as watch:
+    with SessionWatch(unadvised(Settings(recent=20, **settings)), registry=CollectorRegistry(), sinks=()) as watch:
         yield watch
 
 

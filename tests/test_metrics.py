@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from session_watch import SessionWatch, SessionWatchMiddleware, Settings, __version__
 from session_watch.sinks.metrics import METRICS, PREFIX
 from tests.asgi import call
+from tests.without_advice import unadvised
 
 READ, WRITE = text("SELECT 1"), text("INSERT INTO items VALUES (1)")
 PATIENCE = 20.0
@@ -71,7 +72,7 @@ KEPT: list[Session] = []
 @contextmanager
 def watching(settings: Settings | None = None, clock: Callable[[], float] = time.monotonic) -> Iterator[SessionWatch]:
     """A fresh watch; what was left open is closed while it still watches."""
-    with SessionWatch(settings or Settings(), registry=CollectorRegistry(), sinks=(), clock=clock) as watch:
+    with SessionWatch(unadvised(settings), registry=CollectorRegistry(), sinks=(), clock=clock) as watch:
         yield watch
         close_what_is_left()
 

@@ -37,6 +37,7 @@ from session_watch import (
 )
 from session_watch import watch as watch_module
 from tests.asgi import answered, call, http
+from tests.without_advice import unadvised
 
 ONE = text("SELECT 1")
 TEXT = "text/plain"
@@ -60,7 +61,7 @@ KEPT: list[Session] = []
 @contextmanager
 def watching(settings: Settings | None = None) -> Iterator[SessionWatch]:
     """A fresh watch; what was left open is closed while it still watches, for the next test's sake."""
-    with testing.watching(settings) as watch:
+    with testing.watching(unadvised(settings)) as watch:
         yield watch
         while KEPT:
             KEPT.pop().close()

@@ -1,14 +1,16 @@
-"""The shop's database: one SQLite file behind two bounded pools, and the dependencies for sessions."""
+"""The shop's database: one SQLite file behind bounded pools, and the dependencies for sessions."""
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import AsyncAdaptedQueuePool, QueuePool, create_engine, select, text
+from sqlalchemy import AsyncAdaptedQueuePool, QueuePool, create_engine, event, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -34,8 +36,38 @@ async_engine = create_async_engine(
     pool_timeout=5,
     pool_logging_name="demo-async",
 )
+# Two pools that are soon empty: of two connections, and of a single one.
+small_engine = create_async_engine(
+    f"sqlite+aiosqlite:///{FILE}",
+    poolclass=AsyncAdaptedQueuePool,
+    pool_size=2,
+    max_overflow=0,
+    pool_timeout=0.6,
+    pool_logging_name="demo-small",
+)
+single_engine = create_engine(
+    f"sqlite:///{FILE}",
+    poolclass=QueuePool,
+    pool_size=1,
+    max_overflow=0,
+    pool_timeout=0.7,
+    pool_logging_name="demo-single",
+)
 SessionLocal = sessionmaker(engine, expire_on_commit=False)
 AsyncSessionLocal = async_sessionmaker(async_engine, expire_on_commit=False)
+SmallSessionLocal = async_sessionmaker(small_engine, expire_on_commit=False)
+SingleSessionLocal = sessionmaker(single_engine, expire_on_commit=False)
+
+
+def check_foreign_keys(connection: Any, _record: object) -> None:
+    """SQLite looks at foreign keys only if it is asked to, on each connection."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+for each in (engine, async_engine.sync_engine, small_engine.sync_engine, single_engine):
+    event.listen(each, "connect", check_foreign_keys)
 
 
 def get_db() -> Iterator[Session]:
@@ -63,3 +95,11 @@ def create_tables() -> None:
         if session.scalar(select(Customer.id).limit(1)) is None:
             ada = Customer(name="Ada", email="ada@example.org")
             session.add_all([ada, Customer(name="Grace", email="grace@example.org")])
+
+
+async def dispose() -> None:
+    """Close every connection that is in a pool."""
+    for engine_in_loop in (async_engine, small_engine):
+        await engine_in_loop.dispose()
+    for engine_in_thread in (engine, single_engine):
+        await asyncio.to_thread(engine_in_thread.dispose)

@@ -1,4 +1,8 @@
-"""Every wrong way to handle a session, as it is found in real code; a comment in each says what is wrong."""
+"""Every wrong way to handle a session, as it is found in real code; a comment in each says what is wrong.
+
+Of the rules only wrong-event-loop is not here: it needs a driver that is bound to an event loop, which SQLite's
+drivers are not.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,24 @@ from collections.abc import AsyncIterator, Iterator
 from functools import lru_cache
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import StreamingResponse
-from sqlalchemy import func, select
+from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from session_watch.demo.database import AsyncSessionLocal, SessionLocal, engine, get_async_db, get_db
+from session_watch.demo import llm
+from session_watch.demo.database import (
+    FILE,
+    AsyncSessionLocal,
+    SessionLocal,
+    SingleSessionLocal,
+    SmallSessionLocal,
+    engine,
+    get_async_db,
+    get_db,
+)
 from session_watch.demo.models import Customer, Order
 
 logger = logging.getLogger(__name__)
@@ -219,6 +233,155 @@ def second_session(session: Db) -> int:
     return orders
 
 
+@router.post("/slow-call")
+async def slow_call(session: AsyncDb) -> int:
+    """Call a language model in the middle of a transaction."""
+    order = Order(item="something hot")
+    session.add(order)
+    await session.flush()
+    # Wrong: while the model thinks the transaction keeps its connection, and its lock on what it has written.
+    order.item = await llm.ask(order.item)
+    await session.commit()
+    return order.id
+
+
+@router.get("/long-polling")
+async def long_polling(session: AsyncDb) -> str:
+    """Ask again and again until there is news."""
+    for _ in range(15):
+        if await session.scalar(select(Order.id).where(Order.item == "news")) is not None:
+            return "news"
+        # Wrong: the connection is not needed between two questions, and out of its pool all the time.
+        await asyncio.sleep(0.1)
+    return "no news"
+
+
+@router.get("/event-stream")
+async def event_stream() -> StreamingResponse:
+    """Send events from a session that is open as long as the stream."""
+
+    async def events() -> AsyncIterator[str]:
+        async with AsyncSessionLocal() as session:
+            name = await session.scalar(select(Customer.name))
+            # Wrong: nothing more is asked, but each listener has a connection until he goes away.
+            for number in range(4):
+                yield f"data: good morning {name}, for the {number + 1}. time\n\n"
+                await asyncio.sleep(0.25)
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@router.get("/small-pool")
+async def small_pool() -> str:
+    """Hold a connection of a pool of two during a slow call."""
+    async with SmallSessionLocal() as session:
+        name = await session.scalar(select(Customer.name))
+        # Wrong: two such requests hold the whole pool, and the third waits until it gives up.
+        return await llm.ask(f"What does {name} drink?")
+
+
+def get_single_db() -> Iterator[Session]:
+    """The request's session, on a pool of a single connection."""
+    with SingleSessionLocal() as session:
+        yield session
+
+
+@router.get("/blocked-loop")
+async def blocked_loop(session: Annotated[Session, Depends(get_single_db)]) -> str:
+    """Wait for a connection on the event loop."""
+    # Wrong: while this line waits for the connection nothing else runs, not even the request that has it.
+    name = session.scalar(select(Customer.name))
+    return await llm.ask(f"What does {name} drink?")
+
+
+@router.get("/engine-in-route")
+def engine_in_route() -> int:
+    """Make an engine for each request."""
+    # Wrong: every engine has a pool of its own, whose connection serves one request and stays open.
+    own = create_engine(f"sqlite:///{FILE}")
+    KEPT.append(own)
+    with Session(own) as session:
+        return session.scalar(select(func.count(Order.id))) or 0
+
+
+async def count_rows(session: AsyncSession, model: type[Customer | Order]) -> int:
+    """How many rows there are, by a session of the caller's."""
+    return await session.scalar(select(func.count(model.id))) or 0
+
+
+@router.get("/gather")
+async def gather(session: AsyncDb) -> dict[str, int]:
+    """Use one session in two tasks at the same time."""
+    name = await session.scalar(select(Customer.name).order_by(Customer.id))
+    # Wrong: a session is for one task at a time; with another driver this line fails, now and then.
+    others, orders = await asyncio.gather(count_rows(session, Customer), count_rows(session, Order))
+    return {f"customers with {name}": others, "orders": orders}
+
+
+async def get_committing_db() -> AsyncIterator[AsyncSession]:
+    """A dependency that commits for its routes."""
+    async with AsyncSessionLocal() as session:
+        yield session
+        try:
+            # Wrong: the response has been sent, save by FastAPI 0.106 to 0.117, and cannot be taken back.
+            await session.commit()
+        except IntegrityError:
+            await session.rollback()
+            logger.info("an order is lost, and its customer was told it is placed")
+
+
+CommittingDb = Annotated[AsyncSession, Depends(get_committing_db)]
+
+
+@router.post("/late-commit")
+async def late_commit(session: CommittingDb) -> int:
+    """Leave the commit to the dependency."""
+    order = Order(item="tea")
+    session.add(order)
+    await session.flush()
+    return order.id
+
+
+@router.post("/commit-fails-late")
+async def commit_fails_late(session: CommittingDb) -> int:
+    """Order for a customer whom the database does not know; it says so when it commits."""
+    order = Order(item="tea", customer_id=4711)
+    session.add(order)
+    await session.flush()
+    return order.id
+
+
+@router.post("/client-left")
+async def client_left(request: Request, session: AsyncDb) -> int:
+    """Wait for the payment of an order as long as its customer does."""
+    order = Order(item="tea")
+    session.add(order)
+    await session.flush()
+    for _ in range(30):
+        if await request.is_disconnected():
+            break
+        await asyncio.sleep(0.05)
+        await session.refresh(order)
+    # Wrong: nobody hears of this order any more, and a customer who asks again has ordered twice.
+    await session.commit()
+    return order.id
+
+
+@router.get("/sync-on-loop")
+async def sync_on_loop(session: Db) -> list[str]:
+    """Use a synchronous session in an asynchronous route."""
+    # Wrong: until the database has answered no other request goes on.
+    return list(session.scalars(select(Customer.name)))
+
+
+@router.get("/own-session")
+def own_session() -> list[str]:
+    """Make the session in the route."""
+    # Not wrong, but no test can give this route another session, and each route must see to its close.
+    with SessionLocal() as session:
+        return list(session.scalars(select(Customer.name)))
+
+
 async def reset() -> None:
     """Close all that these routes have left open, so that the pools are whole again."""
     await asyncio.gather(*TASKS, return_exceptions=True)
@@ -234,5 +397,7 @@ async def _close(left: Any) -> None:
         await left.aclose()
     elif isinstance(left, AsyncSession):
         await left.close()
+    elif isinstance(left, Engine):
+        await asyncio.to_thread(left.dispose)
     else:
         await asyncio.to_thread(left.close)

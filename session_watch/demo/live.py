@@ -9,23 +9,29 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, islice
 
 import httpx
 from prometheus_client import CollectorRegistry
 
-from session_watch import Finding, SessionWatch, Settings
+from session_watch import Finding, SessionWatch
 from session_watch.demo.scenarios import LEAKS, PATTERNS, Scenario
 from session_watch.demo.serving import Served, serve
+from session_watch.demo.thresholds import SETTINGS, in_words
+from session_watch.demo.visitors import visit
 
 PACE = 0.25
 """Seconds between two requests of the traffic."""
+BETWEEN = 6
+"""Patterns between two leaks."""
 
 BANNER = """session-watch demo: a shop that handles its database sessions in every right and every wrong way
 
   {url}/         every route, with a button for each
   {url}/metrics  what Prometheus would see: session_watch_findings_total, session_watch_connections, ...
   {url}/docs     the app's own API page
+
+{limits}
 
 {traffic} Each finding is told below: what, where, what to do.
 Ctrl-C ends the demo.
@@ -68,9 +74,10 @@ def _where(finding: Finding) -> str:
 def run_live(host: str, port: int, *, traffic: bool = True, duration: float | None = None) -> int:
     """Serve until Ctrl-C, or for the seconds given. Raises ServerError if the server cannot start."""
     terminal = Terminal()
-    watch = SessionWatch(Settings(), registry=CollectorRegistry(), on_finding=terminal.show)
+    watch = SessionWatch(SETTINGS, registry=CollectorRegistry(), on_finding=terminal.show)
     with serve(watch, host, port) as served:
-        print(BANNER.format(url=served.url, traffic=TRAFFIC if traffic else NO_TRAFFIC), flush=True)
+        told = TRAFFIC if traffic else NO_TRAFFIC
+        print(BANNER.format(url=served.url, limits=in_words(), traffic=told), flush=True)
         with _traffic(served) if traffic else nullcontext():
             _wait(duration)
     terminal.sum_up(served.in_flight.requests)
@@ -105,11 +112,11 @@ def _traffic(served: Served) -> Iterator[None]:
 
 
 def _send_requests(served: Served, over: threading.Event) -> None:
-    leaks = cycle(LEAKS)
+    leaks, patterns = cycle(LEAKS), cycle(PATTERNS)
     with httpx.Client(base_url=served.url, timeout=10, trust_env=False) as client:
         while not over.is_set():
             # What leaks stays open, and is to be seen in the metrics, until the next leak's turn.
-            for scenario in (RESET, next(leaks), *PATTERNS):
+            for scenario in (RESET, next(leaks), *islice(patterns, BETWEEN)):
                 _send(client, scenario, over)
 
 
@@ -121,6 +128,6 @@ def _send(client: httpx.Client, scenario: Scenario, over: threading.Event) -> No
         if over.wait(PACE):
             return
         try:
-            client.request(scenario.method, scenario.path)
+            visit(client, scenario)
         except httpx.HTTPError as error:
             print(f"\n{scenario.method} {scenario.path} failed: {type(error).__name__}", flush=True)

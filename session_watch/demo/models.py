@@ -25,4 +25,6 @@ class Order(Base):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
     item: Mapped[str]
-    customer_id: Mapped[int] = mapped_column(ForeignKey("customers.id"), default=1)
+    customer_id: Mapped[int] = mapped_column(
+        ForeignKey("customers.id", deferrable=True, initially="DEFERRED"), default=1
+    )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import httpx
 from prometheus_client import CollectorRegistry
 
-from session_watch import Finding, SessionWatch, Settings, Severity
-from session_watch.demo.scenarios import SCENARIOS, Scenario
+from session_watch import Finding, SessionWatch, Severity
+from session_watch.demo.scenarios import NOT_HERE, SCENARIOS, Scenario
 from session_watch.demo.serving import Served, serve
+from session_watch.demo.thresholds import SETTINGS, in_words
+from session_watch.demo.visitors import visit
 
 PATIENCE = 2.0
 """Seconds to wait for a finding that is expected and missing."""
@@ -28,14 +31,20 @@ class Outcome:
     faults: tuple[str, ...]
 
     @property
+    def compared(self) -> tuple[Finding, ...]:
+        """Its errors and warnings; its advice, which is worth a thought, only where the scenario says which."""
+        with_advice = self.scenario.advice is not None
+        return tuple(f for f in self.findings if with_advice or f.severity is not Severity.ADVICE)
+
+    @property
     def found(self) -> frozenset[str]:
-        """The rules of its errors and warnings; advice is worth a thought and no difference."""
-        return frozenset(f.rule for f in self.findings if f.severity is not Severity.ADVICE)
+        """The rules of what is compared."""
+        return frozenset(f.rule for f in self.compared)
 
     @property
     def as_expected(self) -> bool:
         """Whether everything was found, nothing else, and every answer was right."""
-        return self.found == self.scenario.expected and not self.faults
+        return self.found == self.scenario.rules and not self.faults
 
 
 class Told:
@@ -70,7 +79,7 @@ def _is_about(finding: Finding, scenario: Scenario) -> bool:
 def run_once(scenarios: Sequence[Scenario] = SCENARIOS) -> int:
     """Run the scenarios and print the table; 0 if all is as expected, else 1."""
     told = Told()
-    watch = SessionWatch(Settings(), registry=CollectorRegistry(), sinks=[told])
+    watch = SessionWatch(SETTINGS, registry=CollectorRegistry(), sinks=[told])
     with serve(watch, "127.0.0.1", 0) as served:
         faults = [_play(scenario, served, watch, told) for scenario in scenarios]
         watch.findings()  # takes up whatever still waits to be judged
@@ -85,18 +94,19 @@ def _play(scenario: Scenario, served: Served, watch: SessionWatch, told: Told) -
     with httpx.Client(base_url=served.url, timeout=ANSWER, trust_env=False) as client:
         faults = [_send(client, scenario, served) for _ in range(scenario.requests)]
         watch.findings()
-        told.wait_for(lambda: scenario.expected <= Outcome(scenario, told.about(scenario), ()).found)
+        told.wait_for(lambda: scenario.rules <= Outcome(scenario, told.about(scenario), ()).found)
         client.post("/reset").raise_for_status()
     return tuple(fault for fault in faults if fault)
 
 
 def _send(client: httpx.Client, scenario: Scenario, served: Served) -> str:
-    response = client.request(scenario.method, scenario.path)
+    statuses = visit(client, scenario)
     if not served.in_flight.wait_until_over(ANSWER):
         return f"not over after {ANSWER:g} s"
-    if response.status_code != scenario.status:
-        return f"answered {response.status_code}, not {scenario.status}"
-    return ""
+    worst = max((status for status in statuses if status is not None), default=None)
+    if scenario.leaves_after is not None:
+        return "" if worst is None else f"answered {worst} before the client left"
+    return "" if worst == scenario.status else f"answered {worst}, not {scenario.status}"
 
 
 HEADINGS = ("scenario", "expected", "found", "")
@@ -105,10 +115,14 @@ HEADINGS = ("scenario", "expected", "found", "")
 def _print_table(outcomes: Sequence[Outcome]) -> None:
     rows = [_row(outcome) for outcome in outcomes]
     widths = [max(len(row[column]) for row in (HEADINGS, *rows)) for column in range(len(HEADINGS))]
+    print(in_words() + "\n")
     _print_row(HEADINGS, widths)
     for outcome, row in zip(outcomes, rows, strict=True):
         _print_row(row, widths)
         _print_findings(outcome)
+    _print_other_advice(outcomes)
+    for rule, why in NOT_HERE.items():
+        print(f"Not here: {rule} {why}.")
     right = sum(outcome.as_expected for outcome in outcomes)
     print(f"\n{right} of {len(outcomes)} scenarios as expected.")
 
@@ -116,7 +130,7 @@ def _print_table(outcomes: Sequence[Outcome]) -> None:
 def _row(outcome: Outcome) -> tuple[str, str, str, str]:
     verdict = "; ".join(("ok" if outcome.as_expected else "DIFFERENT", *outcome.faults))
     scenario = outcome.scenario
-    return scenario.name, _rules(scenario.expected), _rules(outcome.found), verdict
+    return scenario.name, _rules(scenario.rules), _rules(outcome.found), verdict
 
 
 def _rules(rules: frozenset[str]) -> str:
@@ -128,6 +142,12 @@ def _print_row(row: Sequence[str], widths: Sequence[int]) -> None:
 
 
 def _print_findings(outcome: Outcome) -> None:
-    first = {finding.rule: finding for finding in reversed(outcome.findings)}
+    first = {finding.rule: finding for finding in reversed(outcome.compared)}
     for rule in sorted(first):
         print(f"    {rule}: {first[rule].summary}")
+
+
+def _print_other_advice(outcomes: Sequence[Outcome]) -> None:
+    other = Counter(f.rule for outcome in outcomes for f in outcome.findings if f not in outcome.compared)
+    given = ", ".join(f"{rule} ({count})" for rule, count in sorted(other.items()))
+    print(f"\nAdvice that was given beside this and is not compared: {given or 'none'}.")

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from functools import lru_cache
 from types import TracebackType
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from sqlalchemy import func, select
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from session_watch.demo.database import AsyncSessionLocal, SessionLocal, get_async_db, get_db
+from session_watch.demo import llm
+from session_watch.demo.database import (
+    FOLDER,
+    AsyncSessionLocal,
+    SessionLocal,
+    SmallSessionLocal,
+    get_async_db,
+    get_db,
+)
 from session_watch.demo.models import Customer, Order
 
 router = APIRouter(prefix="/patterns", tags=["patterns"])
@@ -183,3 +196,95 @@ async def transaction_scoped() -> int:
         session.add(order)
         await session.flush()
         return order.id
+
+
+@router.post("/commit-before-call")
+async def commit_before_call(session: AsyncDb) -> int:
+    """Give the connection back before a slow call, and take another one after it."""
+    order = Order(item="something hot")
+    session.add(order)
+    await session.commit()
+    answer = await llm.ask(order.item)
+    order.item = answer
+    await session.commit()
+    return order.id
+
+
+async def first_customer() -> str | None:
+    """The name of the shop's first customer, from a session for this question only."""
+    async with SmallSessionLocal() as session:
+        return await session.scalar(select(Customer.name).order_by(Customer.id))
+
+
+@router.get("/close-before-call")
+async def close_before_call() -> str:
+    """Close the session before a slow call, so that two connections are enough for many."""
+    name = await first_customer()
+    return await llm.ask(f"What does {name} drink?")
+
+
+async def is_there(item: str) -> bool:
+    """Whether somebody has ordered this; a session for each time it is asked."""
+    async with AsyncSessionLocal() as session:
+        return await session.scalar(select(Order.id).where(Order.item == item)) is not None
+
+
+@router.get("/session-per-question")
+async def session_per_question() -> str:
+    """Ask again and again until there is news, and hold nothing meanwhile."""
+    for _ in range(6):
+        if await is_there("news"):
+            return "news"
+        await asyncio.sleep(0.2)
+    return "no news"
+
+
+async def greetings() -> AsyncIterator[str]:
+    """Events, each from a session that is closed before it is sent."""
+    for number in range(3):
+        async with AsyncSessionLocal() as session:
+            name = await session.scalar(select(Customer.name))
+        yield f"data: good morning {name}, for the {number + 1}. time\n\n"
+        await asyncio.sleep(0.2)
+
+
+@router.get("/session-per-event")
+async def session_per_event() -> StreamingResponse:
+    """Send an event stream that opens a session only when it has a question."""
+    return StreamingResponse(greetings(), media_type="text/event-stream")
+
+
+async def count_rows(model: type[Customer | Order]) -> int:
+    """How many rows there are, by a session of the caller's task."""
+    async with AsyncSessionLocal() as session:
+        return await session.scalar(select(func.count(model.id))) or 0
+
+
+@router.get("/session-per-task")
+async def session_per_task() -> tuple[int, int]:
+    """Give each of several tasks a session of its own."""
+    return await asyncio.gather(count_rows(Customer), count_rows(Order))
+
+
+@router.get("/sync-in-thread")
+async def sync_in_thread() -> int:
+    """Let a worker thread wait for a synchronous session, not the event loop."""
+    return await run_in_threadpool(count_orders)
+
+
+@lru_cache
+def engine_of(tenant: str) -> Engine:
+    """The tenant's engine, made for his first request."""
+    return create_engine(f"sqlite:///{(FOLDER / tenant).as_posix()}.db")
+
+
+def get_tenant_db() -> Iterator[Session]:
+    """The request's session, on the database of its tenant."""
+    with Session(engine_of("acme")) as session:
+        yield session
+
+
+@router.get("/engine-per-tenant")
+def engine_per_tenant(session: Annotated[Session, Depends(get_tenant_db)]) -> int:
+    """Keep an engine for each database."""
+    return session.scalar(select(1)) or 0

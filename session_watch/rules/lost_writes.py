@@ -91,7 +91,8 @@ def failed_transaction(snapshot: Snapshot, settings: Settings) -> Iterator[Findi
             continue
         explicit = facts.outcome == "rolled_back" and not facts.by_close
         lost = failure.wrote_before and work.over and work.succeeded and not explicit and not facts.excused
-        if failure.used_again or (lost and facts.outcome is not None):
+        told_elsewhere = failure.after_response and not failure.made_good  # commit-failed-after-response tells it
+        if failure.used_again or (lost and facts.outcome is not None and not told_elsewhere):
             then = (
                 "its session was used again without a rollback"
                 if failure.used_again

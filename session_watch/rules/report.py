@@ -6,13 +6,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from session_watch.facts import CheckoutFacts, Site, Snapshot, TransactionFacts
+from session_watch.facts import (
+    CheckoutFacts,
+    Habit,
+    LateCommit,
+    NestedCheckout,
+    NewPool,
+    Overlap,
+    PoolWait,
+    SharedUse,
+    Site,
+    Snapshot,
+    TransactionFacts,
+    WrongLoop,
+)
 from session_watch.findings import Finding, Severity, fingerprint, text_of
 from session_watch.settings import Settings
 from session_watch.statements import masked, summary
 
 NOWHERE = "a place that is not known"
 DOCS = "docs/rules.md"
+# What is seen once, at one line.
+Sighting = Habit | LateCommit | NestedCheckout | NewPool | Overlap | PoolWait | SharedUse | WrongLoop
 
 
 @dataclass(frozen=True)
@@ -60,44 +75,53 @@ class Report:
             **keys,
         )
 
-    def about_transaction(self, text: str, facts: TransactionFacts, **keys: Any) -> Finding:
-        """A finding about one session's transaction, with its lines, counts and connection."""
-        hold = min(facts.holds, key=lambda held: held.taken_at, default=None)
+    def about(self, text: str, seen: Sighting, **keys: Any) -> Finding:
+        """A finding about something that was seen once."""
         return self.finding(
             text,
-            sites=(facts.opened_site, facts.created_site),
-            phase=facts.phase,
-            expected=facts.expected,
-            session_id=facts.session_id,
-            created_site=text_of(facts.created_site),
-            opened_site=text_of(facts.opened_site),
-            last_site=text_of(facts.last_site),
-            closed_site=text_of(facts.closed_site),
-            stack=_stack(facts.stack),
-            statements=facts.statements,
-            writes=facts.writes,
-            pending=facts.pending or None,
-            last_statement=self.statement(facts.last_statement),
-            **_connection(hold, self.snapshot.at, facts.last_at),
+            phase=seen.phase,
+            stack=stack_of(seen.stack),
+            subject=seen.subject,
+            expected=seen.expected,
             **keys,
         )
 
+    def about_transaction(self, text: str, facts: TransactionFacts, **keys: Any) -> Finding:
+        """A finding about one session's transaction, with its lines, counts and connection. ``keys`` go before."""
+        hold = min(facts.holds, key=lambda held: held.taken_at, default=None)
+        own: dict[str, Any] = {
+            "sites": (facts.opened_site, facts.created_site),
+            "phase": facts.phase,
+            "expected": facts.expected,
+            "session_id": facts.session_id,
+            "created_site": text_of(facts.created_site),
+            "opened_site": text_of(facts.opened_site),
+            "last_site": text_of(facts.last_site),
+            "closed_site": text_of(facts.closed_site),
+            "stack": stack_of(facts.stack),
+            "statements": facts.statements,
+            "writes": facts.writes,
+            "pending": facts.pending or None,
+            "last_statement": self.statement(facts.last_statement),
+            **connection_keys(hold, self.snapshot.at, facts.last_at),
+        }
+        return self.finding(text, **(own | keys))
+
     def about_checkout(self, text: str, facts: CheckoutFacts, **keys: Any) -> Finding:
-        """A finding about a connection that was taken without a session."""
-        return self.finding(
-            text,
-            sites=(facts.opened_site,),
-            phase=facts.phase,
-            expected=facts.expected,
-            opened_site=text_of(facts.opened_site),
-            last_site=text_of(facts.last_site),
-            stack=_stack(facts.stack),
-            statements=facts.statements,
-            writes=facts.writes,
-            last_statement=self.statement(facts.last_statement),
-            **_connection(facts, self.snapshot.at, facts.last_at),
-            **keys,
-        )
+        """A finding about a connection that was taken without a session. ``keys`` go before."""
+        own: dict[str, Any] = {
+            "sites": (facts.opened_site,),
+            "phase": facts.phase,
+            "expected": facts.expected,
+            "opened_site": text_of(facts.opened_site),
+            "last_site": text_of(facts.last_site),
+            "stack": stack_of(facts.stack),
+            "statements": facts.statements,
+            "writes": facts.writes,
+            "last_statement": self.statement(facts.last_statement),
+            **connection_keys(facts, self.snapshot.at, facts.last_at),
+        }
+        return self.finding(text, **(own | keys))
 
     def statement(self, sql: str | None) -> str | None:
         """The statement as the settings allow it to be shown. Never its parameters."""
@@ -106,22 +130,30 @@ class Report:
         return masked(sql) if self.settings.sql == "text" else summary(sql)
 
 
-def _stack(stack: tuple[Site, ...]) -> tuple[str, ...]:
+def stack_of(stack: Iterable[Site]) -> tuple[str, ...]:
+    """The sites as they are shown."""
     return tuple(str(site) for site in stack)
 
 
-def _connection(hold: CheckoutFacts | None, at: float, last_at: float | None) -> Mapping[str, Any]:
+def connection_keys(hold: CheckoutFacts | None, at: float, idle_since: float | None) -> Mapping[str, Any]:
+    """What a finding says of one connection, as of ``at`` or its end (seconds of the clock)."""
     if hold is None:
         return {}
     until = hold.ended_at if hold.ended_at is not None else at
-    idle = None if last_at is None else max(0.0, until - last_at)
+    idle = None if idle_since is None else max(0.0, until - idle_since)
     return {
         "pool": hold.pool,
         "pool_used": hold.pool_used,
         "pool_max": hold.pool_max,
         "held_seconds": max(0.0, until - hold.taken_at),
         "idle_seconds": idle,
+        "db_pid": hold.db_pid,
     }
+
+
+def known(**keys: Any) -> Mapping[str, Any]:
+    """Only the keys that have a value."""
+    return {name: value for name, value in keys.items() if value is not None}
 
 
 def place(site: Site | None) -> str:

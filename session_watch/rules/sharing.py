@@ -1,13 +1,15 @@
-"""Sessions in the wrong hands: carried from one request into another, or used after their request."""
+"""Sessions in the wrong hands: in two requests, in two tasks at the same time, or used after their request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from session_watch.facts import Snapshot
+from session_watch.facts import Inside, Overlap, Site, Snapshot
 from session_watch.findings import Finding, text_of
-from session_watch.rules.report import Report, made, place
+from session_watch.rules.report import Report, known, made, place, stack_of
 from session_watch.settings import Settings
+
+OTHERS = 20
 
 
 def shared_across_requests(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
@@ -26,26 +28,68 @@ def shared_across_requests(snapshot: Snapshot, settings: Settings) -> Iterator[F
             f"{snapshot.work.name} used a session that still carried the state of {use.other.name} "
             f"({place(use.other_site)}); used at {place(use.opened_site)}, {made(use.created_site)}."
         )
-        other = {
-            "role": "work",
-            "work": use.other.name,
-            "request_id": use.other.request_id,
-            "site": text_of(use.other_site),
-            "age_seconds": use.other_age_seconds,
-        }
-        yield report.finding(
+        other = known(
+            role="work",
+            work=use.other.name,
+            request_id=use.other.request_id,
+            site=text_of(use.other_site),
+            age_seconds=use.other_age_seconds,
+        )
+        yield report.about(
             text,
+            use,
             sites=(use.opened_site, use.created_site),
-            phase=use.phase,
             session_id=use.session_id,
             created_site=text_of(use.created_site),
             opened_site=text_of(use.opened_site),
             last_statement=report.statement(use.last_statement),
-            stack=tuple(str(site) for site in use.stack),
-            others=({key: value for key, value in other.items() if value is not None},),
-            subject=use.subject,
-            expected=use.expected,
+            others=(other,),
         )
+
+
+def concurrent_use(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
+    """Two tasks or threads are inside one session at the same time.
+
+    Why it matters: a session keeps one transaction and one list of objects, and neither has a lock. What one
+    task flushes the other rolls back; some drivers raise "another operation is in progress", some only lose
+    rows, and only when the timing fits.
+
+    The way out: give each task or thread a session of its own, from the sessionmaker, or await one after the
+    other. Handing a session over is fine, as long as only one uses it at a time.
+    """
+    hint = "Give each task or thread a session of its own, or let one wait for the other."
+    report = Report("concurrent-use", snapshot, settings, hint)
+    for overlap in snapshot.overlaps:
+        text = (
+            f"A session of {snapshot.work.name} was used by {_inside(overlap.user)} at the same time as by "
+            f"{_first(overlap.others)}; {made(overlap.created_site)}."
+        )
+        everybody = (overlap.user, *overlap.others)[:OTHERS]
+        yield report.about(
+            text,
+            overlap,
+            sites=_sites(overlap),
+            session_id=overlap.session_id,
+            created_site=text_of(overlap.created_site),
+            opened_site=text_of(overlap.user.site),
+            last_statement=report.statement(overlap.last_statement),
+            others=tuple(known(role=each.role, name=each.name, site=text_of(each.site)) for each in everybody),
+        )
+
+
+def _inside(user: Inside) -> str:
+    return f"{user.role} {user.name} at {place(user.site)}"
+
+
+def _first(others: Sequence[Inside]) -> str:
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return f"{_inside(others[0])}{more}" if others else "another one"
+
+
+def _sites(overlap: Overlap) -> tuple[Site | None, ...]:
+    """In an order of their own: which of the two comes second is chance, and must not make two causes of one."""
+    inside = (user.site for user in (overlap.user, *overlap.others) if user.site is not None)
+    return (*sorted(inside, key=lambda site: site.function), overlap.created_site)
 
 
 def used_after_request(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
@@ -69,7 +113,7 @@ def used_after_request(snapshot: Snapshot, settings: Settings) -> Iterator[Findi
             created_site=text_of(use.created_site),
             opened_site=text_of(use.opened_site),
             last_statement=report.statement(use.last_statement),
-            stack=tuple(str(site) for site in use.stack),
+            stack=stack_of(use.stack),
             others=({"role": "task", "name": use.user},),
             subject=use.subject,
             expected=use.expected,

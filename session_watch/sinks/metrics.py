@@ -54,6 +54,9 @@ METRICS: tuple[Described, ...] = (
     Described("transaction_duration_seconds", "histogram", ("outcome",), "How long transactions lasted."),
     Described("connection_checkouts_total", "counter", ("method", "route"), "Connections taken from pools."),
     Described("connection_seconds_total", "counter", ("method", "route"), "Seconds for which connections were held."),
+    Described(
+        "connections_held", "gauge", ("route", "state"), "Connections the route held at the last sweep, by state."
+    ),
     Described("connections", "gauge", ("pool", "state"), "Connections of the pool, used and idle."),
     Described("connections_peak", "gauge", ("pool",), "Most connections used at once since the last sweep."),
     Described("connections_max", "gauge", ("pool",), "Most connections the pool gives out; absent without a bound."),
@@ -64,6 +67,12 @@ METRICS: tuple[Described, ...] = (
     Described("connection_timeouts_total", "counter", ("pool", "route"), "Checkouts that gave up waiting."),
     Described("connection_invalidations_total", "counter", ("pool", "reason"), "Connections thrown away."),
     Described("connections_per_work", "histogram", (), "Most connections one work held at once."),
+    Described(
+        "commits_after_response_total",
+        "counter",
+        ("method", "route"),
+        "Commits of writes after the response had started.",
+    ),
     Described("works_in_flight", "gauge", ("kind",), "Works that are not over."),
     Described(
         "build_info",
@@ -172,6 +181,20 @@ def _open_transactions(watch: SessionWatch) -> Iterator[tuple[str, float]]:
         if ledger.kind != "excluded":
             for opened in tuple(ledger.open):
                 yield _route(watch, ledger), opened.began_at
+
+
+def _connections_held(watch: SessionWatch) -> Samples:
+    counted: Counter[tuple[str, str]] = Counter()
+    for (route, state), count in watch.held.items():
+        counted[watch.tally.routes.of(route), state] += count
+    for route in {route for _, route in watch.tally.by_route} | {route for route, _ in counted}:
+        for state in ("active", "idle_in_transaction", "idle"):
+            yield (route, state), counted[route, state.replace("_", " ")]
+
+
+def _late_commits(watch: SessionWatch) -> Samples:
+    for key, counts in watch.tally.by_route.items():
+        yield key, counts.late_commits
 
 
 def _transactions_open(watch: SessionWatch) -> Samples:
@@ -286,6 +309,8 @@ READERS: dict[str, Callable[[SessionWatch], Samples]] = {
     "oldest_transaction_age_seconds": _oldest,
     "connection_checkouts_total": _checkouts,
     "connection_seconds_total": _seconds,
+    "commits_after_response_total": _late_commits,
+    "connections_held": _connections_held,
     "connections": _connections,
     "connections_peak": _per_pool(lambda states: sum(state.peak for state in states)),
     "connections_max": _per_pool(_limit),

@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Coroutine
 from typing import Any
 
@@ -27,19 +26,23 @@ class Signals:
     """Named events between the app and the test; waiting for one fails after ``PATIENCE`` seconds."""
 
     def __init__(self) -> None:
-        self._events: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self._events: dict[str, threading.Event] = {}
+
+    def event(self, name: str) -> threading.Event:
+        """The event itself; both sides may be the first to ask for it."""
+        return self._events.setdefault(name, threading.Event())
 
     def set(self, name: str) -> None:
         """Say that it has happened."""
-        self._events[name].set()
+        self.event(name).set()
 
     def is_set(self, name: str) -> bool:
         """Whether it has happened."""
-        return self._events[name].is_set()
+        return self.event(name).is_set()
 
     def wait(self, name: str) -> None:
         """Wait for it; AssertionError if it does not come."""
-        assert self._events[name].wait(PATIENCE), f"nobody said {name!r}"
+        assert self.event(name).wait(PATIENCE), f"nobody said {name!r}"
 
     async def awaited(self, name: str) -> None:
         """The same on an event loop, which goes on meanwhile."""

@@ -1,0 +1,66 @@
+"""What a driver's connection says of itself without a question to the server. No answer is better than a wrong one."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+# Drivers whose connections belong to the event loop they were made on.
+LOOP_BOUND = frozenset(("asyncpg", "psycopg_async", "psycopg", "aiomysql", "asyncmy"))
+# SQLSTATEs, and MySQL's numbers, of a server that has no slot left for another connection.
+NO_SLOT = frozenset(("53300", "1040", "1203", "1226", "08004"))
+NO_SLOT_TEXTS = ("too many clients", "too many connections", "remaining connection slots", "too_many_connections")
+
+
+def db_pid(proxy: Any) -> int | None:
+    """The server's process (MySQL: thread) id of a connection; None where the driver does not tell."""
+    with contextlib.suppress(Exception):
+        driver = proxy.driver_connection
+        info = getattr(driver, "info", None)
+        for owner, name in ((driver, "get_server_pid"), (info, "backend_pid"), (driver, "thread_id")):
+            told = getattr(owner, name, None)
+            told = told() if callable(told) else told
+            if isinstance(told, int) and told > 0:
+                return told
+    return None
+
+
+def is_autocommit(proxy: Any, dialect: Any) -> bool:
+    """Whether each statement of this connection commits itself, as far as dialect or driver tell."""
+    connection = proxy.dbapi_connection
+    with contextlib.suppress(Exception):
+        return bool(dialect.detect_autocommit_setting(connection))
+    with contextlib.suppress(Exception):
+        level = getattr(connection, "isolation_level", "")
+        return getattr(connection, "autocommit", None) is True or level in (None, "autocommit", "AUTOCOMMIT")
+    return False
+
+
+def in_transaction(proxy: Any) -> bool | None:
+    """Whether the server has a transaction open for this connection; None where only the server knows."""
+    with contextlib.suppress(Exception):
+        driver = proxy.driver_connection
+        if hasattr(driver, "is_in_transaction"):
+            return bool(driver.is_in_transaction())
+        status = getattr(getattr(driver, "info", None), "transaction_status", None)
+        return None if status is None else bool(int(status))
+    return None
+
+
+def is_loop_bound(pool: Any) -> bool:
+    """Whether the pool's connections can be used on the event loop alone on which they were made."""
+    dialect = getattr(pool, "_dialect", None)
+    return bool(getattr(dialect, "is_async", False)) and getattr(dialect, "driver", "") in LOOP_BOUND
+
+
+def has_no_slot(error: BaseException | None) -> bool:
+    """Whether the server refused a connection because it has too many."""
+    for _ in range(10):
+        if error is None:
+            return False
+        codes = {str(getattr(error, name, "")) for name in ("sqlstate", "pgcode")} | {str(a) for a in error.args[:1]}
+        text = str(error).lower()
+        if codes & NO_SLOT or any(words in text for words in NO_SLOT_TEXTS):
+            return True
+        error = getattr(error, "orig", None) or error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,279 @@
+"""What is still open, as of now: who holds a connection and does what with it, and who waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from session_watch import drivers, pools, standing
+from session_watch.call_site import Mark, resolve
+from session_watch.facts import HeldFacts, Holder, PoolWait
+from session_watch.ledger import Checkout, Ledger, Transaction, phase_of
+from session_watch.pools import PoolBook
+from session_watch.request_ids import request_id_of
+from session_watch.snapshot import checkout_facts, is_out, limits_of, transaction_facts
+from session_watch.standing import Stack
+from session_watch.wraps import waiting_in
+
+ACTIVE, IN_TRANSACTION, IDLE = "active", "idle in transaction", "idle"
+NEVER = float("inf")
+# What is over its limit and was not told is looked at again after so many seconds, or this part of its age.
+AGAIN, AGAIN_PART = 5.0, 0.2
+# A pool is told of once in so many seconds.
+POOL_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The shortest thresholds that any watch asks for, in seconds."""
+
+    held_too_long: float
+    idle_in_transaction: float
+    held_after_response: float
+    pool_wait: float
+    pool_wait_on_loop: float
+
+
+@dataclass(eq=False)
+class Wait:
+    """A wait for a connection that was told while it went on; seconds of the clock."""
+
+    taken_at: float
+    blamed: dict[tuple[int, int, str], int] | None = None
+
+
+def out_now() -> list[Checkout]:
+    """Every connection that is out."""
+    return [checkout for book in tuple(pools.POOLS.values()) for checkout in tuple(book.out)]
+
+
+def activity(checkout: Checkout) -> Transaction | Checkout:
+    """Where the use of a connection is booked: with its session's transaction, else with itself."""
+    return checkout if checkout.transaction is None else checkout.transaction
+
+
+def look_at_activity(out: Sequence[Checkout], at: float, patience: float) -> set[Checkout]:
+    """Who is executing now. Asked only for those that were not seen idle since their last statement.
+
+    ``patience``: seconds after a statement's start within which nobody asks.
+    """
+    unsure = [c for c in out if _may_be_active(activity(c), at - patience)]
+    if not unsure:
+        return set()
+    used = standing.connections_in_use(_loops(unsure))
+    found = {c for c in unsure if id(c()) in used}
+    for checkout in unsure:
+        use = activity(checkout)
+        if checkout in found:
+            use.seen_active_at = at
+        else:
+            use.seen_idle_at = at
+    return found
+
+
+def _may_be_active(use: Transaction | Checkout, before: float) -> bool:
+    return use.last_at is not None and use.seen_idle_at < use.last_at <= before
+
+
+def _loops(checkouts: Iterable[Checkout]) -> set[asyncio.AbstractEventLoop]:
+    loops = set()
+    for checkout in checkouts:
+        who: Any = None if (actor := activity(checkout).actor) is None else actor()
+        loop = who.get_loop() if isinstance(who, asyncio.Task) else checkout.ledger.loop
+        if loop is not None and not loop.is_closed():
+            loops.add(loop)
+    return loops
+
+
+def states(out: Sequence[Checkout], active: set[Checkout]) -> Counter[tuple[str, str]]:
+    """How many connections each route holds in each state."""
+    return Counter((checkout.ledger.route_label(), state_of(checkout, active)) for checkout in out)
+
+
+def state_of(checkout: Checkout, active: set[Checkout]) -> str:
+    """What the holder does with it, in the words of pg_stat_activity."""
+    if checkout in active:
+        return ACTIVE
+    opened = checkout.transaction
+    begun = checkout.statements > 0 if opened is None else opened.connected
+    return IN_TRANSACTION if begun and not is_autocommit(checkout) and _has_begun(checkout) else IDLE
+
+
+def _has_begun(checkout: Checkout) -> bool:
+    """A session has, by its own account; of a connection without one only the driver may know that it has not."""
+    return checkout.transaction is not None or drivers.in_transaction(checkout()) is not False
+
+
+def is_autocommit(checkout: Checkout) -> bool:
+    """Whether each statement commits by itself."""
+    opened, pool = checkout.transaction, checkout.pool.pool()
+    if opened is not None and opened.autocommit is not None:
+        return opened.autocommit
+    return drivers.is_autocommit(checkout(), getattr(pool, "_dialect", None))
+
+
+def ripe(out: Iterable[Checkout], at: float, limits: Limits) -> dict[Ledger, list[Checkout]]:
+    """Those that a rule may find something about now, by work; one for each session."""
+    found: dict[Ledger, list[Checkout]] = {}
+    for checkout in out:
+        if checkout.look_at > at:
+            continue
+        first = checkout.transaction is None or checkout.transaction.checkouts[:1] == (checkout,)
+        due = next_due(checkout, limits)
+        if due > at:
+            checkout.look_at = due
+        elif first and not checkout.ledger.over and is_out(checkout):
+            found.setdefault(checkout.ledger, []).append(checkout)
+    return found
+
+
+def next_due(checkout: Checkout, limits: Limits) -> float:
+    """When the first threshold passes if nothing happens; seconds of the clock."""
+    return min(_dues(checkout, limits))
+
+
+def _dues(checkout: Checkout, limits: Limits) -> list[float]:
+    since = idle_since(checkout)
+    dues = [checkout.taken_at + limits.held_too_long, since + limits.idle_in_transaction]
+    answered = responded(checkout.ledger)
+    return dues if answered is None else [*dues, max(since, answered) + limits.held_after_response]
+
+
+def responded(ledger: Ledger) -> float | None:
+    """When the response of the work's request ended, or at least began; seconds of the clock."""
+    return ledger.responded_at if ledger.response_ended_at is None else ledger.response_ended_at
+
+
+def idle_since(checkout: Checkout) -> float:
+    """Since when nothing was executed, as far as is known; seconds of the clock."""
+    use = activity(checkout)
+    return max(checkout.taken_at, use.last_at or 0.0, use.seen_active_at)
+
+
+def look_again(checkout: Checkout, at: float, limits: Limits, *, told: bool) -> None:
+    """Put off the next look: to the next threshold, or for a while."""
+    later = [due for due in _dues(checkout, limits) if due > at]
+    wait = NEVER if told else max(AGAIN, AGAIN_PART * (at - checkout.taken_at))
+    checkout.look_at = min(later, default=at + wait)
+
+
+def held_facts(checkout: Checkout, active: set[Checkout]) -> HeldFacts:
+    """One connection that is out, its session if it has one, and the line at which its holder stands."""
+    opened = checkout.transaction
+    use = activity(checkout)
+    return HeldFacts(
+        checkout=checkout_facts(checkout),
+        transaction=None if opened is None else transaction_facts(opened),
+        state=state_of(checkout, active),
+        idle_since=idle_since(checkout),
+        reading=use.streamed is not None and use.streamed() is not None,
+        autocommit=is_autocommit(checkout),
+        current_site=resolve(standing.where(checkout.ledger, use.actor or checkout.ledger.actor)),
+        limits=limits_of(use.expected, () if opened is None else opened.account.expected),
+    )
+
+
+def holders(book: PoolBook, at: float) -> tuple[Holder, ...]:
+    """Who holds the connections of a pool."""
+    out = tuple(book.out)
+    active = look_at_activity(out, at, 0.0)
+    return tuple(_holder(checkout, at, active) for checkout in out if is_out(checkout))
+
+
+def _holder(checkout: Checkout, at: float, active: set[Checkout]) -> Holder:
+    ledger, use = checkout.ledger, activity(checkout)
+    request_id_of(ledger)
+    return Holder(
+        work=ledger.name,
+        route=ledger.route_label(),
+        request_id=ledger.request_id,
+        state=state_of(checkout, active),
+        age_seconds=at - checkout.taken_at,
+        idle_seconds=at - idle_since(checkout),
+        opened_site=resolve(use.mark),
+        current_site=resolve(standing.where(ledger, use.actor or ledger.actor)),
+        last_statement=use.last_statement,
+        db_pid=drivers.db_pid(checkout()),
+    )
+
+
+def gave_up(book: PoolBook, ledger: Ledger, at: float, **facts: Any) -> PoolWait:
+    """A checkout that came to nothing, with those who hold the pool."""
+    return _wait(book, ledger, at, told=_told(book, at, "error"), **facts)
+
+
+def _wait(book: PoolBook, ledger: Ledger, at: float, *, told: bool, **facts: Any) -> PoolWait:
+    return PoolWait(
+        pool=book.name,
+        told=told,
+        waiting=len(book.waiters),
+        pool_used=len(book.out),
+        pool_max=book.limit,
+        holders=() if told and not facts.get("blocks_loop") else holders(book, at),
+        phase=phase_of(ledger, at),
+        **facts,
+    )
+
+
+def _told(book: PoolBook, at: float, *severities: str) -> bool:
+    return any(at - book.told_at.get(severity, -NEVER) < POOL_SECONDS for severity in severities)
+
+
+def remember_told(book: PoolBook, at: float, severity: str) -> None:
+    """The pool is told of now: not again for a minute, unless it gets worse."""
+    book.told_at[severity] = at
+
+
+def long_waits(at: float, limits: Limits) -> list[tuple[PoolBook, Ledger, PoolWait]]:
+    """Those who have waited too long for a connection and still do: those that block a loop, and each pool's oldest."""
+    shortest = min(limits.pool_wait, limits.pool_wait_on_loop)
+    late = {
+        number: (book, *waiter)
+        for book in tuple(pools.POOLS.values())
+        for number, waiter in tuple(book.waiters.items())
+        if at - waiter[1] >= shortest and number not in book.told_waits
+    }
+    return _seen_waiting(late, at) if late else []
+
+
+def _seen_waiting(
+    late: Mapping[int, tuple[PoolBook, Ledger, float]], at: float
+) -> list[tuple[PoolBook, Ledger, PoolWait]]:
+    stacks = _waiting_stacks(late)
+    found = []
+    oldest: set[PoolBook] = set()
+    for number, (book, ledger, since) in sorted(late.items(), key=lambda item: item[1][2]):
+        mark, blocks = stacks.get(number, (None, False))
+        if blocks or book not in oldest:
+            if not blocks:
+                oldest.add(book)
+            facts: dict[str, Any] = {"waited_seconds": at - since, "blocks_loop": blocks, "opened_site": resolve(mark)}
+            wait = Wait(since)
+            told = _told(book, at, "error", "warning")
+            found.append((book, ledger, _wait(book, ledger, at, told=told, subject=wait, episode=wait, **facts)))
+    return found
+
+
+def number_of(book: PoolBook, wait: Wait) -> int | None:
+    """The number by which the pool knows the wait; None once it is over."""
+    return next((n for n, waiter in tuple(book.waiters.items()) if waiter[1] == wait.taken_at), None)
+
+
+def _waiting_stacks(late: Mapping[int, tuple[PoolBook, Ledger, float]]) -> dict[int, tuple[Mark | None, bool]]:
+    loops = {ledger.loop for _, ledger, _ in late.values() if ledger.loop is not None and not ledger.loop.is_closed()}
+    found = {}
+    for stack in standing.stacks(loops):
+        frame = next((f for f in stack.frames if waiting_in(f) in late), None)
+        number = None if frame is None else waiting_in(frame)
+        if number is not None:
+            found[number] = (stack.mark, _blocks(stack, frame))
+    return found
+
+
+def _blocks(stack: Stack, frame: FrameType | None) -> bool:
+    pool = None if frame is None else frame.f_locals.get("self")
+    return standing.runs_a_loop(stack) and not getattr(pool, "_is_asyncio", False)

@@ -1,0 +1,225 @@
+"""Where somebody stands now: the line a task awaits or a thread executes, and who is inside SQLAlchemy.
+
+Looked up only for a report, from any thread: a suspended task shows its frames even when its loop is frozen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures.thread
+import functools
+import gc
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextvars import Context
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import sqlalchemy.engine.base
+import sqlalchemy.engine.cursor
+import sqlalchemy.orm.session
+from sqlalchemy.engine import Connection, CursorResult
+from sqlalchemy.orm import Session, SessionTransaction
+
+from session_watch.call_site import Mark, application_at
+from session_watch.current import CURRENT
+from session_watch.inbox import ERRORS
+from session_watch.ledger import Actor, Call, Ledger
+
+SESSION_FILE = sqlalchemy.orm.session.__file__
+ENGINE_FILES = (sqlalchemy.engine.base.__file__, sqlalchemy.engine.cursor.__file__)
+WORK_ITEM_FILE = concurrent.futures.thread.__file__
+# Coroutines wait for a worker thread in one of these.
+THREAD_HOPS = ("run_sync_in_worker_thread", "run_sync", "to_thread", "run_in_executor")
+DEEPEST = 500
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Somebody who is at work: a thread, or a task that waits inside SQLAlchemy. Frames innermost first."""
+
+    role: str
+    name: str
+    frames: tuple[FrameType, ...]
+    outside: tuple[FrameType, ...] = ()
+
+    @property
+    def mark(self) -> Mark | None:
+        """The application's line that has led there."""
+        return next((mark for frame in (*self.outside, *self.frames[:1]) if (mark := application_at(frame))), None)
+
+
+def where(ledger: Ledger, actor: Actor | None) -> Mark | None:
+    """The application's line at which the holder stands now; None where it cannot be told."""
+    try:
+        who = ledger.task if actor is None else actor()
+        if isinstance(who, asyncio.Task):
+            return _where_task(who, ledger)
+        thread = who.thread if isinstance(who, Call) else ledger.thread
+        frame = sys._current_frames().get(thread)
+        if frame is not None and (isinstance(who, Call) or ledger.task is None):
+            return application_at(frame)
+        return _in_a_thread_of(ledger)
+    except Exception as error:
+        ERRORS.failed("current site", error)
+        return None
+
+
+def _where_task(task: asyncio.Task[Any], ledger: Ledger) -> Mark | None:
+    if task.done():
+        return None
+    frames = awaiting(task)
+    if any(frame.f_code.co_name in THREAD_HOPS for frame in frames[:6]):
+        mark = _in_a_thread_of(ledger)
+        if mark is not None:
+            return mark
+    running = _running_on(frames[0]) if frames else None
+    if running is not None:
+        return application_at(running)
+    return next((mark for frame in frames if (mark := application_at(frame))), None)
+
+
+def awaiting(task: asyncio.Task[Any]) -> tuple[FrameType, ...]:
+    """The frames of everything the task awaits, innermost first."""
+    frames: list[FrameType] = []
+    step: Any = task.get_coro()
+    for _ in range(DEEPEST):
+        if step is None:
+            break
+        frame = _frame_of(step)
+        if frame is not None:
+            frames.append(frame)
+        step = _awaited(step)
+    return tuple(reversed(frames))
+
+
+def _frame_of(step: Any) -> FrameType | None:
+    return next((f for name in ("cr_frame", "ag_frame", "gi_frame") if (f := getattr(step, name, None))), None)
+
+
+def _awaited(step: Any) -> Any:
+    for name in ("cr_await", "ag_await", "gi_yieldfrom"):
+        if hasattr(step, name):
+            return getattr(step, name)
+    if isinstance(step, asyncio.Future):
+        return None
+    # What awaits an async generator, or wraps a coroutine, says so to the collector alone.
+    return next((each for each in gc.get_referents(step) if _frame_of(each) is not None), None)
+
+
+def _running_on(innermost: FrameType) -> FrameType | None:
+    """The innermost frame of the thread that executes this coroutine at the moment."""
+    for frame in sys._current_frames().values():
+        if any(each is innermost for each in outwards(frame)):
+            return frame
+    return None
+
+
+def _in_a_thread_of(ledger: Ledger) -> Mark | None:
+    """The line of a worker thread that runs in a copy of this work's context."""
+    for frame in sys._current_frames().values():
+        if any(context.get(CURRENT) is ledger for context in _contexts(frame)):
+            return application_at(frame)
+    return None
+
+
+def _contexts(frame: FrameType) -> Iterator[Context]:
+    """The contexts that worker threads hold on their stacks: anyio's as a local, an executor's in its work item."""
+    for each in outwards(frame):
+        if each.f_code.co_filename == WORK_ITEM_FILE:
+            function = getattr(each.f_locals.get("self"), "fn", None)
+            inner = getattr(function, "func", None) if isinstance(function, functools.partial) else None
+            context = getattr(inner, "__self__", None)
+        elif each.f_code.co_name == "run":
+            context = each.f_locals.get("context")
+        else:
+            continue
+        if isinstance(context, Context):
+            yield context
+
+
+def outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frame and all it was called from."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def stacks(loops: Iterable[asyncio.AbstractEventLoop]) -> Iterator[Stack]:
+    """Every other thread, and every task of these loops that waits inside SQLAlchemy."""
+    me = threading.get_ident()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        if ident != me:
+            yield Stack("thread", names.get(ident, f"thread {ident}"), tuple(outwards(frame)))
+    for loop in loops:
+        for task in _tasks(loop):
+            inside = _inside_sqlalchemy(task)
+            if inside is not None:
+                yield inside
+
+
+def _tasks(loop: asyncio.AbstractEventLoop) -> Iterable[asyncio.Task[Any]]:
+    try:
+        return asyncio.all_tasks(loop)
+    except RuntimeError:  # it changes faster than it can be read
+        return ()
+
+
+def _inside_sqlalchemy(task: asyncio.Task[Any]) -> Stack | None:
+    outside: list[FrameType] = []
+    step: Any = task.get_coro()
+    for _ in range(DEEPEST):
+        if step is None:
+            return None
+        frame = _frame_of(step)
+        if frame is not None:
+            outside.append(frame)
+            if frame.f_code.co_name == "greenlet_spawn":
+                greenlet = frame.f_locals.get("context")
+                frames = tuple(outwards(getattr(greenlet, "gr_frame", None)))
+                return Stack("task", name_of(task), frames, tuple(reversed(outside))) if frames else None
+        step = _awaited(step)
+    return None
+
+
+def name_of(task: asyncio.Task[Any]) -> str:
+    """The task's name and coroutine."""
+    return f"{task.get_name()} ({getattr(task.get_coro(), '__qualname__', '?')})"[:100]
+
+
+def connections_in_use(loops: Iterable[asyncio.AbstractEventLoop]) -> set[int]:
+    """The ids of the pool's proxies with which somebody executes, fetches, commits or rolls back at the moment."""
+    used = {id(proxy) for stack in stacks(loops) for frame in stack.frames if (proxy := _proxy_in(frame)) is not None}
+    used.discard(id(None))
+    return used
+
+
+def _proxy_in(frame: FrameType) -> Any:
+    if frame.f_code.co_filename not in ENGINE_FILES:
+        return None
+    who = frame.f_locals.get("self")
+    connection = getattr(who, "connection", None) if isinstance(who, CursorResult) else who
+    return connection.__dict__.get("_dbapi_connection") if isinstance(connection, Connection) else None
+
+
+def inside(session: Session, loops: Iterable[asyncio.AbstractEventLoop]) -> tuple[Stack, ...]:
+    """Everybody else who is inside this session at the moment."""
+    return tuple(stack for stack in stacks(loops) if any(_is_inside(frame, session) for frame in stack.frames))
+
+
+def _is_inside(frame: FrameType, session: Session) -> bool:
+    if frame.f_code.co_filename != SESSION_FILE:
+        return False
+    who = frame.f_locals.get("self")
+    return who is session or (isinstance(who, SessionTransaction) and who.session is session)
+
+
+def runs_a_loop(stack: Stack) -> bool:
+    """Whether the thread runs an event loop, which stands still as long as the thread does."""
+    folders = ("asyncio/base_events.py", "asyncio/runners.py", "asyncio/events.py")
+    return stack.role == "thread" and any(
+        frame.f_code.co_filename.replace("\\", "/").endswith(folders) for frame in stack.frames
+    )
