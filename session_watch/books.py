@@ -22,6 +22,7 @@ from session_watch.inbox import BELL, ERRORS, INBOX, LIMIT, ring
 from session_watch.ledger import OUTSIDE, Checkout, Done, Incident, Ledger, Transaction
 from session_watch.live import Limits
 from session_watch.pools import PoolBook
+from session_watch.routes import route_of
 from session_watch.snapshot import expected_of, freeze, is_out, transaction_facts
 
 # A close that is under way when its work ends is looked at again after this many seconds.
@@ -112,6 +113,7 @@ class Books:
             listeners.listen(statements=any(w.statements for w in self.watchers))
             wraps.wrap()
         self.start_teller()
+        ring()  # it may sleep for longer than this watch allows
 
     def detach(self, watcher: Watcher) -> None:
         """Let a watch go; with the last one every listener, wrap and thread goes too."""
@@ -177,7 +179,11 @@ class Books:
         if error is not None:
             ledger.error = error
         try:
-            ledger.route = ledger.route_label()
+            scope = ledger.scope
+            if scope is None:
+                ledger.route = ledger.route_label()
+            else:  # what its label is until then, without a call
+                ledger.route = route_of(scope, ledger.entry_root, ledger.route_name)
         except Exception as failure:  # the application's own route_name
             ERRORS.failed("route name", failure)
             ledger.route = routes.UNKNOWN
@@ -318,12 +324,15 @@ class Books:
             self.judge(freeze(ledger, current.clock(), transactions=[opened], by_itself=alone))
         self._count_late(ledger)
 
-    def _on_checkout_ended(self, checkout: Checkout) -> None:
-        ledger, opened = checkout.ledger, checkout.transaction
-        how = checkout.ended or "returned"
+    def _on_told_ended(self, checkout: Checkout) -> None:
+        opened, how = checkout.transaction, checkout.ended or "returned"
         if opened is not None and not opened.checkouts:
             self._ended(opened, how, checkout.ended_at)
         self._ended(checkout, how, checkout.ended_at)
+
+    def _on_checkout_ended(self, checkout: Checkout) -> None:
+        ledger = checkout.ledger
+        self._on_told_ended(checkout)
         if _remove(ledger, checkout):
             self.judge(freeze(ledger, current.clock(), checkouts=[checkout]))
         self._count_late(ledger)
@@ -393,6 +402,7 @@ class Books:
         "late": _on_late,
         "transaction ended": _on_transaction_ended,
         "checkout ended": _on_checkout_ended,
+        "told ended": _on_told_ended,
         "detached": _on_detached,
         "gave up": _on_gave_up,
         "wait over": _on_wait_over,
@@ -428,7 +438,11 @@ class Books:
                     self._look_at_detached(ledger, at)
                 elif len(ledger.done) > DONE_LIMIT:
                     self._count_late(ledger)
-            held = self._look_at_open(at) if self.watchers else {}
+            held: Mapping[tuple[str, str], int] = {}
+            try:
+                held = self._look_at_open(at) if self.watchers else held
+            except Exception as error:
+                ERRORS.failed("sweep", error)
             for watcher in self.watchers:
                 watcher.swept(at, held)
             pools.start_new_peaks()
@@ -437,19 +451,28 @@ class Books:
         """Judge what is held and waited for, as of ``at``; how many connections each route holds in each state."""
         limits = self.limits
         out = live.out_now()
-        active = live.look_at_activity(out, at, self.sweep_interval / 2)
+        patience = min(self.sweep_interval, limits.idle_in_transaction, limits.held_after_response) / 2
+        active = live.look_at_activity(out, at, patience)
         self._tell_active_again(at)
         for ledger, ripe in live.ripe(out, at, limits).items():
             for checkout in ripe:
                 held = live.held_facts(checkout, active)
                 told = self.judge(freeze(ledger, at, held=[held]))
                 live.look_again(checkout, at, limits, told=bool(told))
+                if told:
+                    self._follow(checkout)
                 if any(finding.rule in IDLE_RULES for _, finding in told):
                     self.told_idle[live.activity(checkout)] = (checkout, held.idle_since)
         for book, ledger, wait in live.long_waits(at, limits):
             if self._judge_wait(book, ledger, wait, at):
                 self._follow_wait(book, wait.episode)
         return live.states(out, active)
+
+    def _follow(self, checkout: Checkout) -> None:
+        """Hear of its end although its work goes on, or tell it now if it has ended meanwhile."""
+        checkout.told = True
+        if checkout.ended is not None:
+            self._on_told_ended(checkout)
 
     def _follow_wait(self, book: PoolBook, episode: Any) -> None:
         """Hear of the wait's end, or tell it now if it has ended meanwhile."""
@@ -498,7 +521,8 @@ def _taken(several: deque[Any] | None) -> list[Any]:
     """Empty it, whoever else appends or takes at the same time; oldest first."""
     taken: list[Any] = []
     if several:
-        try:  # a loop in C; what it has got before an error stays in the list
+        try:  # noqa: SIM105  # suppress() would cost more than the rest
+            # A loop in C; what it has got before an error stays in the list.
             taken.extend(starmap(several.popleft, repeat((), len(several))))
         except IndexError:  # somebody else takes from it too
             pass

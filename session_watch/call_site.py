@@ -259,7 +259,15 @@ def _kind_of(filename: str) -> int:
 
 def _is_library(filename: str) -> bool:
     generated = filename.startswith(("<frozen", "<string", "<attrs", "<sqlalchemy", "<makefun", "<decorator"))
-    return generated or filename.startswith(ROOTS) or any(part in filename for part in INSTALLED)
+    installed = filename.startswith(ROOTS) or any(part in filename for part in INSTALLED)
+    return generated or installed or _is_compiled_library(filename)
+
+
+def _is_compiled_library(filename: str) -> bool:
+    """Cython names a file as it lay where it was built: ``asyncpg/protocol/protocol.pyx``."""
+    if not filename.endswith(".pyx") or os.path.isabs(filename):
+        return False
+    return any(os.path.exists(os.path.join(root, os.path.dirname(filename))) for root in ROOTS)
 
 
 def _under(module: str, packages: set[str]) -> bool:

@@ -27,7 +27,9 @@ def db_pid(proxy: Any) -> int | None:
 
 def is_autocommit(proxy: Any, dialect: Any) -> bool:
     """Whether each statement of this connection commits itself, as far as dialect or driver tell."""
-    connection = proxy.dbapi_connection
+    connection = getattr(proxy, "dbapi_connection", None)
+    if connection is None:  # it came back while it was looked at
+        return False
     with contextlib.suppress(Exception):
         return bool(dialect.detect_autocommit_setting(connection))
     with contextlib.suppress(Exception):

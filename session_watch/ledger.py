@@ -106,16 +106,25 @@ class Ledger:
     def __init__(self, kind: str, *, endless: bool = False) -> None:
         self.kind = kind
         self.endless = endless
-        self.over = self.is_request = False
+        self.is_request = False
         self.method = self.entry_root = ""
         self.headers: Iterable[tuple[bytes, bytes]] = ()
         self.scope: MutableMapping[str, Any] | None = None
         self.route_name: Callable[[Any], str | None] | None = None
-        self.route: str | None = None
         self.task: Task[Any] | None = None
         self.loop: AbstractEventLoop | None = None
-        self.thread = self.peak = 0
+        self.thread = 0
         self.started_at = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Set what is the same at the beginning of every work.
+
+        The middleware makes a request's ledger without ``__init__`` and sets the rest itself: twice would cost.
+        """
+        self.over = False
+        self.peak = 0
+        self.route: str | None = None
         self.ended_at: float | None = None
         self.responded_at: float | None = None
         self.response_ended_at: float | None = None
@@ -383,6 +392,8 @@ class Checkout(weakref.ref[Any]):
     seen_active_at = seen_idle_at = 0.0
     # No rule that needs a clock can find anything before; seconds of the clock.
     look_at = 0.0
+    # Whether its end is to be told although its work goes on.
+    told = False
     expected: tuple[Any, ...] = ()
     blamed: dict[tuple[int, int, str], int] | None = None
 

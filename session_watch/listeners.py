@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransactionOrigin
-from sqlalchemy.pool import Pool
+from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
 from session_watch import call_site, current, standing
 from session_watch.call_site import Mark, Ways, caller, whoami
@@ -30,7 +30,16 @@ from session_watch.ledger import (
     new_account,
     phase_of,
 )
-from session_watch.statements import CONTROL, TEMPORARY, WRITE, created_temporary, effect, is_plain_dml, on_temporary
+from session_watch.statements import (
+    CONTROL,
+    READ,
+    TEMPORARY,
+    WRITE,
+    created_temporary,
+    effect,
+    is_plain_dml,
+    on_temporary,
+)
 
 KEY = "session_watch"
 AUTOBEGIN, BEGIN = SessionTransactionOrigin.AUTOBEGIN, SessionTransactionOrigin.BEGIN
@@ -74,9 +83,7 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
             return
         try:
             account: Account = session._session_watch
-            if account() is not session:
-                account = open_account(session)
-        except AttributeError:
+        except AttributeError:  # made before anybody watched
             account = open_account(session)
         ledger = current_work()
         # Kept on SQLAlchemy's own object too, where the events to come find it at once.
@@ -90,9 +97,7 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
         opened.last_at = opened.last_mark = opened.last_statement = opened.outcome = opened.ended_at = None
         opened.failure = opened.pending = opened.unflushed = opened.savepoints = opened.actor = opened.inside = None
         opened.committed = opened.rolled_back = opened.connected = opened.by_close = opened.last_was_write = False
-        if ledger.over:
-            ledger = detached(ledger)
-        if account.made_in is not ledger:
+        if ledger.over or account.made_in is not ledger:
             ledger = _owner(account, ledger, opened)
         request = ledger if ledger.is_request else ledger.request
         if request is not None:
@@ -121,6 +126,8 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
 
 def _owner(account: Account, ledger: Ledger, opened: Transaction) -> Ledger:
     """The work a transaction belongs to: where its session was made, if that encloses here; else where it begins."""
+    if ledger.over:
+        ledger = detached(ledger)
     made = account.made_in
     if not made.over and made.encloses(ledger):
         return made
@@ -249,8 +256,9 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
         opened.connected = True
         if checkout is None:
             return
-        if get_running_loop() is not None and not connection.dialect.is_async:
-            _blocks_its_loop(opened.account, opened)
+        mark = opened.mark
+        if _blocking_marks.get(id(mark)) is not mark and get_running_loop() is not None:
+            _may_block_its_loop(opened, connection)
         if checkout.transaction is None and not checkout.raw:
             checkout.transaction = opened
             opened.checkouts += (checkout,)
@@ -262,22 +270,30 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
         ERRORS.failed("after_begin", error)
 
 
-def _blocks_its_loop(account: Any, opened: Transaction) -> None:
+def _may_block_its_loop(opened: Transaction, connection: Any) -> None:
     """A synchronous session does I/O on a thread that runs an event loop: note it once per line."""
     mark = opened.mark
     line = None if mark is None else id(mark[0]) + mark[1]
+    if connection.dialect.is_async:
+        return
+    if len(_blocking_marks) < LINES:
+        _blocking_marks[id(mark)] = mark
     if line in _blocking_lines or len(_blocking_lines) >= LINES:
         return
     _blocking_lines.add(line)
+    account = opened.account
     _note(opened, Incident("sync on loop", account=account, mark=mark, phase=phase_of(opened.ledger, opened.began_at)))
 
 
 _blocking_lines: set[int | None] = set()
+# The marks of such lines, by their ids: a line that is known has one and the same mark each time.
+_blocking_marks: dict[int, Mark | None] = {}
 
 
 def forget_lines() -> None:
     """Advice that was given once per line may be given again."""
     _blocking_lines.clear()
+    _blocking_marks.clear()
     _late_lines.clear()
 
 
@@ -307,8 +323,10 @@ def on_commit(session: Any) -> None:
         opened = account.transaction
         if opened is not None and not (opened.savepoints and session.in_nested_transaction()):
             opened.committed = True
-            if opened.writes and opened.ledger.responded_at is not None:
-                _committed_late(account, opened, opened.ledger)
+            if opened.writes:
+                ledger = opened.ledger
+                if ledger.responded_at is not None or ledger.disconnected_at is not None:
+                    _committed_late(account, opened, ledger)
             if account.failed_late is not None:
                 account.failed_late.made_good = True
                 account.failed_late = None
@@ -318,8 +336,9 @@ def on_commit(session: Any) -> None:
 
 def _committed_late(account: Account, opened: Transaction, ledger: Ledger) -> None:
     """Writes are committed after the response has started, or after the client that asked for them has left."""
-    ledger.done.append(COMMITTED_LATE)
     now, left_at = current.clock(), ledger.disconnected_at
+    if ledger.responded_at is not None:
+        ledger.done.append(COMMITTED_LATE)
     if left_at is not None and opened.wrote_at is not None and opened.wrote_at <= left_at:
         _note(opened, _late_commit(account, opened, now - left_at, disconnected=True))
     mark = opened.last_mark or opened.mark
@@ -395,7 +414,7 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
         try:
             info = context.root_connection._dbapi_connection._connection_record.info
         except AttributeError:  # a connection without a pool
-            info = context.root_connection.info
+            info = _info_of(context.root_connection)
         checkout = info.get(KEY)
         if checkout is None:
             return
@@ -420,16 +439,20 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
             opened.streamed = weakref.ref(context)
         if expectations is not None:
             _expected_too(opened, expectations())
-        if what is WRITE:
-            _wrote(opened, checkout, statement, context)
-        elif what is TEMPORARY:
-            _temporary_made(opened, statement)
+        if what is not READ:
+            _changed(opened, checkout, statement, context, what)
         if checkout.transaction is not None and opened.failure is not None:
             opened.failure.used_again = True
-    except NotImplementedError:
-        return
     except Exception as error:
         ERRORS.failed("do_execute", error)
+
+
+def _info_of(connection: Any) -> Any:
+    """A connection's ``info``; empty while a dialect looks at a new connection, which has none yet."""
+    try:
+        return connection.info
+    except NotImplementedError:
+        return {}
 
 
 def _expected_too(opened: Any, expected: tuple[Any, ...]) -> None:
@@ -446,16 +469,29 @@ def _changed_hands(opened: Transaction, me: Any) -> None:
     before, thread = opened.inside, opened.inside_thread
     if before is not None and isinstance(before, weakref.ref):
         before = before()
-    if before is me:
-        return
+        if before is me:
+            return
     opened.inside_thread = get_ident()
     opened.inside = weakref.ref(me) if getattr(me, "parent", None) is not None else me
     if before is None or opened.overlapped:
         return
     awaits = getattr(before, "__sqlalchemy_greenlet_provider__", False)
-    still_there = not before.dead and not _encloses(before, me) if awaits else thread != get_ident()
+    if awaits:
+        still_there = not before.dead and not _encloses(before, me)
+    else:
+        still_there = thread != get_ident() and standing.stands_inside(opened(), thread)
     if still_there:
         overlapping(opened, caller(None, 3))
+
+
+def closed_meanwhile(opened: Transaction) -> None:
+    """A session is being closed by somebody else than used it last: look whether that one is still inside."""
+    before = opened.inside
+    if before is None:
+        if opened.connected:  # by somebody who has not come to execute anything
+            overlapping(opened, caller(None, 3))
+    elif not isinstance(before, weakref.ref) or before() is not None:
+        _changed_hands(opened, whoami())
 
 
 def _encloses(outer: Any, inner: Any) -> bool:
@@ -478,6 +514,8 @@ def overlapping(opened: Transaction, mark: Mark | None) -> None:
     opened.overlapped = True
     task = running_task()
     user = ("thread", threading.current_thread().name) if task is None else ("task", standing.name_of(task))
+    if task is not None and (mark is None or mark[2]):
+        mark = standing.line_of(task) or mark
     incident = Incident(
         "overlap",
         account=opened.account,
@@ -492,6 +530,13 @@ def overlapping(opened: Transaction, mark: Mark | None) -> None:
 def on_execute_no_params(cursor: Any, statement: str, context: Any) -> None:
     """The same, for a statement without parameters."""
     on_execute(cursor, statement, None, context)
+
+
+def _changed(opened: Any, checkout: Checkout, statement: str, context: Any, what: int) -> None:
+    if what is WRITE:
+        _wrote(opened, checkout, statement, context)
+    elif what is TEMPORARY:
+        _temporary_made(opened, statement)
 
 
 def _wrote(opened: Any, checkout: Checkout, statement: str, context: Any) -> None:
@@ -590,9 +635,17 @@ def _expected_now() -> tuple[Any, ...]:
 
 
 def on_checkin(dbapi_connection: Any, record: Any) -> None:
-    """A connection came back, or the collector brought it back."""
+    """A connection that several share came back: which checkout that ends, only the latest knows."""
+    came_back(record.info, dbapi_connection)
+
+
+def came_back(info: dict[str, Any], _connection: Any) -> None:
+    """A connection came back, or the collector brought it back.
+
+    The pool's record calls this itself, which costs a third of an event.
+    """
     try:
-        checkout = record.info.pop(KEY, None)
+        checkout = info.pop(KEY, None)
         if checkout is not None:
             checked_in(checkout, "collected" if checkout() is None else "returned")
     except Exception as error:
@@ -658,6 +711,8 @@ def checked_in(checkout: Checkout, how: str) -> None:
         ledger.suspect(checkout)
     if ledger.over or ledger.endless:
         put(("checkout ended", checkout))
+    elif checkout.told:
+        put(("told ended", checkout))
 
 
 def on_error(context: Any) -> None:
@@ -673,7 +728,7 @@ def on_error(context: Any) -> None:
             opened.last_was_write = False
         opened.error = (
             describe(context.sqlalchemy_exception or context.original_exception),
-            opened.last_mark or caller(),
+            caller() if context.statement is None else opened.last_mark or caller(),
         )
         if opened.failure is None and _aborts(connection):
             error, mark = opened.error
@@ -704,7 +759,8 @@ LISTENERS: tuple[tuple[Any, str, Callable[..., None]], ...] = (
     (Session, "after_commit", on_commit),
     (Session, "after_rollback", on_rollback),
     (Session, "after_soft_rollback", on_soft_rollback),
-    (Pool, "checkin", on_checkin),
+    (StaticPool, "checkin", on_checkin),
+    (SingletonThreadPool, "checkin", on_checkin),
     (Pool, "detach", on_detach),
     (Pool, "invalidate", on_invalidate),
     (Pool, "soft_invalidate", on_soft_invalidate),

@@ -27,6 +27,7 @@ WATCHED = frozenset(("http", "websocket"))
 # Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
 enter, leave = CURRENT.set, CURRENT.reset
 now_open = open_ledgers.add
+new = object.__new__
 
 
 class SessionWatchMiddleware:
@@ -144,7 +145,10 @@ class SessionWatchMiddleware:
         if self._excludes and self.watch.settings.excluded(scope.get("path", "")):
             scope[KEY] = EXCLUDED
             return EXCLUDED
-        ledger = Ledger("request" if kind == "http" else "websocket")
+        ledger = new(Ledger)
+        ledger.begin()
+        ledger.kind = "request" if kind == "http" else "websocket"
+        ledger.endless = False
         ledger.is_request = True
         ledger.scope = scope
         ledger.headers = scope.get("headers") or ()

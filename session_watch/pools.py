@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
 
+from session_watch.call_site import Mark
 from session_watch.drivers import is_loop_bound
 from session_watch.inbox import ERRORS
 
@@ -94,6 +95,8 @@ class Births:
 
 
 _births: dict[object, Births] = {}
+# The pools that were made inside requests, and at which lines.
+MADE_IN_REQUESTS: weakref.WeakKeyDictionary[Pool, Mark | None] = weakref.WeakKeyDictionary()
 DATABASES = 1000
 TOO_MANY = 3
 

@@ -33,6 +33,8 @@ ENGINE_FILES = (sqlalchemy.engine.base.__file__, sqlalchemy.engine.cursor.__file
 WORK_ITEM_FILE = concurrent.futures.thread.__file__
 # Coroutines wait for a worker thread in one of these.
 THREAD_HOPS = ("run_sync_in_worker_thread", "run_sync", "to_thread", "run_in_executor")
+# And for the other tasks of a group in one of these: a framework streams its response in such a task.
+GROUP_WAITS = ("__aexit__", "listen_for_disconnect")
 DEEPEST = 500
 
 
@@ -75,10 +77,30 @@ def _where_task(task: asyncio.Task[Any], ledger: Ledger) -> Mark | None:
         mark = _in_a_thread_of(ledger)
         if mark is not None:
             return mark
+    if any(frame.f_code.co_name in GROUP_WAITS for frame in frames[:8]):
+        mark = _in_a_child_of(task, ledger)
+        if mark is not None:
+            return mark
     running = _running_on(frames[0]) if frames else None
     if running is not None:
         return application_at(running)
+    return _innermost_line(frames)
+
+
+def _in_a_child_of(parent: asyncio.Task[Any], ledger: Ledger) -> Mark | None:
+    """The line of the work's other tasks; where there are several lines, the one that waits for them says more."""
+    children = [task for task in _tasks(parent.get_loop()) if task is not parent and _works_for(task, ledger)]
+    lines = {mark for child in children if (mark := _innermost_line(awaiting(child)))}
+    return lines.pop() if len(lines) == 1 else None
+
+
+def _innermost_line(frames: Iterable[FrameType]) -> Mark | None:
     return next((mark for frame in frames if (mark := application_at(frame))), None)
+
+
+def _works_for(task: asyncio.Task[Any], ledger: Ledger) -> bool:
+    """Whether the task has this work's context; before Python 3.12 it tells only the collector."""
+    return any(isinstance(each, Context) and each.get(CURRENT) is ledger for each in gc.get_referents(task))
 
 
 def awaiting(task: asyncio.Task[Any]) -> tuple[FrameType, ...]:
@@ -153,12 +175,44 @@ def stacks(loops: Iterable[asyncio.AbstractEventLoop]) -> Iterator[Stack]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         if ident != me:
-            yield Stack("thread", names.get(ident, f"thread {ident}"), tuple(outwards(frame)))
+            yield Stack("thread", names.get(ident, f"thread {ident}"), tuple(_with_greenlets(outwards(frame))))
     for loop in loops:
         for task in _tasks(loop):
             inside = _inside_sqlalchemy(task)
             if inside is not None:
                 yield inside
+
+
+def _with_greenlets(frames: Iterable[FrameType]) -> Iterator[FrameType]:
+    """Also those of SQLAlchemy's greenlet, while the thread runs a coroutine that the greenlet waits for."""
+    for frame in frames:
+        yield frame
+        if frame.f_code.co_name == "greenlet_spawn":
+            yield from outwards(getattr(frame.f_locals.get("context"), "gr_frame", None))
+
+
+def waits_for(task: asyncio.Task[Any]) -> tuple[FrameType, ...]:
+    """The frames of who waits for this task in ``gather`` or ``wait_for``, or by itself, innermost first."""
+    parents = (parent for parent in _tasks(task.get_loop()) if _awaits(getattr(parent, "_fut_waiter", None), task))
+    parent = next(parents, None)
+    return () if parent is None else awaiting(parent)
+
+
+def _awaits(waiter: Any, task: asyncio.Task[Any]) -> bool:
+    """Whether what somebody awaits is the task, a ``gather`` of it, or set when the task is done."""
+    if waiter is None or waiter is task:
+        return waiter is task
+    callbacks = getattr(task, "_callbacks", None) or ()
+    return task in (getattr(waiter, "_children", None) or ()) or any(waiter in _arguments(c) for c, _ in callbacks)
+
+
+def _arguments(callback: Any) -> tuple[Any, ...]:
+    return callback.args if isinstance(callback, functools.partial) else ()
+
+
+def line_of(task: asyncio.Task[Any]) -> Mark | None:
+    """The application's line that waits for the task."""
+    return _innermost_line(waits_for(task))
 
 
 def _tasks(loop: asyncio.AbstractEventLoop) -> Iterable[asyncio.Task[Any]]:
@@ -180,7 +234,8 @@ def _inside_sqlalchemy(task: asyncio.Task[Any]) -> Stack | None:
             if frame.f_code.co_name == "greenlet_spawn":
                 greenlet = frame.f_locals.get("context")
                 frames = tuple(outwards(getattr(greenlet, "gr_frame", None)))
-                return Stack("task", name_of(task), frames, tuple(reversed(outside))) if frames else None
+                around = (*reversed(outside), *waits_for(task))
+                return Stack("task", name_of(task), frames, around) if frames else None
         step = _awaited(step)
     return None
 
@@ -208,6 +263,12 @@ def _proxy_in(frame: FrameType) -> Any:
 def inside(session: Session, loops: Iterable[asyncio.AbstractEventLoop]) -> tuple[Stack, ...]:
     """Everybody else who is inside this session at the moment."""
     return tuple(stack for stack in stacks(loops) if any(_is_inside(frame, session) for frame in stack.frames))
+
+
+def stands_inside(session: Session | None, thread: int) -> bool:
+    """Whether this thread is inside the session at the moment: one stack to look at, where ``inside`` takes all."""
+    frame = sys._current_frames().get(thread)
+    return session is not None and any(_is_inside(each, session) for each in outwards(frame))
 
 
 def _is_inside(frame: FrameType, session: Session) -> bool:

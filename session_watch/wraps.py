@@ -8,18 +8,19 @@ import sys
 import weakref
 from asyncio import _get_running_loop as get_running_loop
 from collections.abc import Awaitable, Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import sqlalchemy.orm.session
 import sqlalchemy.util.queue
+from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
 
 from session_watch import current, listeners
-from session_watch.call_site import Ways, caller, learn_endpoint
+from session_watch.call_site import Ways, caller, learn_endpoint, whoami
 from session_watch.current import CURRENT, acting, current_work, detached, running_task, still_runs
 from session_watch.drivers import has_no_slot
 from session_watch.failures import describe
@@ -36,8 +37,8 @@ from session_watch.ledger import (
     new_account,
     phase_of,
 )
-from session_watch.listeners import KEY, account_of, open_account, overlapping
-from session_watch.pools import POOLS, PoolBook, book_of, born_in_requests
+from session_watch.listeners import KEY, account_of, came_back, closed_meanwhile, open_account, overlapping
+from session_watch.pools import MADE_IN_REQUESTS, POOLS, PoolBook, book_of, born_in_requests
 
 SESSION_FILE = sqlalchemy.orm.session.__file__
 QUEUE_FILE = sqlalchemy.util.queue.__file__
@@ -48,6 +49,8 @@ CLOSED = Ways()
 _active = False
 # Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
 known_book = POOLS.get
+# Where a connection keeps what it calls when it comes back.
+RETURNED = "session_watch.returned"
 
 
 def _made(original: Callable[..., None]) -> Callable[..., None]:
@@ -120,13 +123,13 @@ def _closing(session: Any) -> Account | None:
     try:
         try:
             account: Account = session._session_watch
-            if account() is not session:
-                account = open_account(session)
-        except AttributeError:
+        except AttributeError:  # made before anybody watched
             account = open_account(session)
         opened = account.transaction
         if opened is not None:
             _look_before_close(session, account, opened)
+            if opened.inside is not whoami():
+                closed_meanwhile(opened)
         if not account.closing:
             account.closing = True
             account.closed_mark = caller(CLOSED)
@@ -220,6 +223,30 @@ def _note_async(session: Any) -> None:
         ERRORS.failed("AsyncSession.close", error)
 
 
+def _engine_created(original: Any) -> Any:
+    """Wrap the class method ``Dialect.engine_created``: what connects first in a request may be made long before.
+
+    No constructor: SQLAlchemy reads their signatures to learn which arguments ``create_engine`` takes.
+    """
+
+    @functools.wraps(original.__func__)
+    def engine_created(cls: type, engine: Any) -> None:
+        original.__func__(cls, engine)
+        if _active:
+            _note_made(engine)
+
+    return classmethod(engine_created)
+
+
+def _note_made(engine: Any) -> None:
+    try:
+        ledger = current_work()
+        if not ledger.over and (ledger.is_request or ledger.request is not None):
+            MADE_IN_REQUESTS[engine.pool] = caller(None, 3)
+    except Exception as error:
+        ERRORS.failed("engine_created", error)
+
+
 def _connect(original: Callable[..., PoolProxiedConnection]) -> Callable[..., PoolProxiedConnection]:
     """Wrap ``Pool.connect``: there is no event before a checkout, nor for one that fails."""
 
@@ -306,13 +333,16 @@ def _book(pool: Pool) -> PoolBook | None:
 
 
 def _born(book: PoolBook) -> None:
-    """A pool is seen for the first time; inside a request, and not in place of its engine's last, it is counted."""
+    """A pool connects first; made inside a request, and not in place of its engine's last, it is counted."""
     ledger = CURRENT.get()
     if book.succeeds or (ledger.request is None and not ledger.is_request) or ledger.over:
         return
+    pool = book.pool()
+    if pool is None or pool not in MADE_IN_REQUESTS:
+        return
     earlier = born_in_requests(book)
     if earlier:
-        incident = Incident("new pool", mark=caller(None, 4), phase=phase_of(ledger, current.clock()))
+        incident = Incident("new pool", mark=MADE_IN_REQUESTS[pool], phase=phase_of(ledger, current.clock()))
         incident.detail = (book.name, earlier)
         incident.expected = () if listeners.expectations is None else listeners.expectations()
         ledger.note(incident)
@@ -320,10 +350,8 @@ def _born(book: PoolBook) -> None:
 
 def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> None:
     try:
-        try:
-            info = proxy._connection_record.info  # the very dict that the proxy's info is, and cheaper to ask
-        except AttributeError:
-            info = proxy.info
+        record = proxy._connection_record
+        info = record.info  # the very dict that the proxy's info is, and cheaper to ask
         known = info.get(KEY)
         if known is not None and known() is proxy:
             return  # SingletonThreadPool hands the same connection out again
@@ -336,20 +364,26 @@ def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> 
             ledger = detached(ledger)
         checkout.ledger = ledger
         info[KEY] = checkout
+        if not book.shares_connections:
+            try:
+                returned = info[RETURNED]
+            except KeyError:
+                returned = info[RETURNED] = functools.partial(came_back, info)
+            record.finalize_callback.append(returned)
         if not _asked_by_session():
             _mark_raw(checkout, ledger)
         held = ledger.held
         if held and not ledger.endless:
             _look_for_nesting(checkout, ledger, since)
         held.add(checkout)
-        if len(held) > ledger.peak:
+        if len(held) > ledger.peak:  # noqa: PLR1730  # every checkout comes by: max() would be a call
             ledger.peak = len(held)
         if book.loop_bound:
             _look_at_loop(checkout, proxy)
         book.waits.append(now - since)
         out = book.out
         out.add(checkout)
-        if len(out) > book.peak:
+        if len(out) > book.peak:  # noqa: PLR1730  # the same
             book.peak = len(out)
     except Exception as error:
         ERRORS.failed("Pool.connect", error)
@@ -376,9 +410,19 @@ def _look_at_loop(checkout: Checkout, proxy: PoolProxiedConnection) -> None:
 def _asked_by_session() -> bool:
     """A Session asks through ``Engine.connect``: it stands five frames below, at a fixed place."""
     try:
-        return sys._getframe(6).f_code.co_filename == SESSION_FILE
+        code = sys._getframe(6).f_code
     except ValueError:
         return False
+    if code is _asking[0]:
+        return True
+    if code.co_filename == SESSION_FILE:
+        _asking[0] = code
+        return True
+    return False
+
+
+# The function of SQLAlchemy's session module that asked last: in fact it is always the same.
+_asking: list[CodeType | None] = [None]
 
 
 def _mark_raw(checkout: Checkout, ledger: Ledger) -> None:
@@ -485,6 +529,7 @@ def _wanted() -> list[tuple[type, str, Callable[..., Any]]]:
         (Session, "close", _closed),
         (Session, "reset", _closed),
         (Session, "invalidate", _closed),
+        (Dialect, "engine_created", _engine_created),
         (Pool, "connect", _connect),
         (SingletonThreadPool, "connect", _connect),
         (InvalidRequestError, "__init__", _refused),
@@ -505,7 +550,7 @@ def wrap() -> None:
     for owner, name, make in _wanted():
         if (owner, name) not in _wrapped and hasattr(owner, name):
             inherited = name not in vars(owner)
-            original = getattr(owner, name)
+            original = getattr(owner, name) if inherited else vars(owner)[name]
             wrapper = make(original)
             _wrapped[owner, name] = (original, wrapper, inherited)
             setattr(owner, name, wrapper)

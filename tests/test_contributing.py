@@ -43,8 +43,10 @@ def lacking(rule: Rule) -> Iterator[str]:
         if not any(name.startswith(f"{rule.name}: {case}") for name in CASES):
             begins = repr(f"{rule.name}: {case}")
             yield f"a case in tests/test_rules.py or tests/test_live_rules.py whose id begins {begins}"
-    if f'"{rule.name}"' not in text_of("tests/test_guilty.py") and not any(rule.name in s.expected for s in LEAKS):
-        yield "a reproduction in tests/test_guilty.py or a scenario of the demo"
+    if not any(f'"{rule.name}"' in text_of(f"tests/{name}.py") for name in ("test_guilty", "test_live")) and not any(
+        rule.name in scenario.expected for scenario in LEAKS
+    ):
+        yield "a reproduction in tests/test_guilty.py or tests/test_live.py, or a scenario of the demo"
 
 
 def text_of(name: str) -> str:

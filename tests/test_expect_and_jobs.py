@@ -326,7 +326,9 @@ def test_many_statements_in_a_block(engine: Engine) -> None:
     with watching() as watch, watch.job("play"), Session(engine) as session, expect(LEFT, reason="wanted"):
         for _ in range(100):
             session.execute(ONE)
-        assert len(account_of(session).transaction.expected) <= 2
+        opened = account_of(session).transaction
+        assert opened is not None
+        assert len(opened.expected) <= 2
 
 
 # expect as a decorator

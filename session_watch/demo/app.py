@@ -25,7 +25,7 @@ PAGE = """<!doctype html>
 <h1>session-watch demo</h1>
 <p>Each button sends one request. What it finds is on the terminal and in <a href="/metrics">/metrics</a>.
 {limits}</p>
-<h2>Patterns: nothing is found</h2>
+<h2>Patterns: no error, no warning</h2>
 <table>{patterns}</table>
 <h2>Leaks</h2>
 <table>{leaks}</table>

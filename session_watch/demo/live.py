@@ -14,7 +14,7 @@ from itertools import cycle, islice
 import httpx
 from prometheus_client import CollectorRegistry
 
-from session_watch import Finding, SessionWatch
+from session_watch import Finding, SessionWatch, Severity
 from session_watch.demo.scenarios import LEAKS, PATTERNS, Scenario
 from session_watch.demo.serving import Served, serve
 from session_watch.demo.thresholds import SETTINGS, in_words
@@ -45,10 +45,15 @@ class Terminal:
     """Prints findings as they come, and knows at the end what there was."""
 
     rules: Counter[str] = field(default_factory=Counter)
+    advice: set[str] = field(default_factory=set)
 
     def show(self, finding: Finding) -> None:
-        """What and how bad it is, where, and what to do: a line each."""
+        """What and how bad it is, where, and what to do: a line each. The same advice is given once."""
         self.rules[finding.rule] += 1
+        if finding.severity is Severity.ADVICE:
+            if finding.fingerprint in self.advice:
+                return
+            self.advice.add(finding.fingerprint)
         head = f"{finding.severity.upper()}  {finding.rule}  in {finding.work}  [{finding.fingerprint}]"
         print(f"\n{head}\n  where: {_where(finding)}\n  do:    {finding.hint}\n", flush=True)
 

@@ -139,5 +139,9 @@ SCENARIOS: tuple[Scenario, ...] = PATTERNS + LEAKS
 
 NOT_HERE: Mapping[str, str] = {
     "wrong-event-loop": "needs a driver that is bound to an event loop, such as asyncpg; SQLite's are not",
+    **dict.fromkeys(
+        ("commit-after-response", "commit-failed-after-response") * (not LATE),
+        f"needs a FastAPI that ends dependencies after the response; {fastapi.__version__} does it before",
+    ),
 }
 """The rules that the demo cannot show, and why."""

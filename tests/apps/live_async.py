@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, WebSocket
+from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from sqlalchemy import NullPool, Select, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -266,8 +266,12 @@ async def pool_wait(stage: Here) -> Answer:
 async def pool_wait_for(stage: Here) -> Answer:
     async with small(stage) as session:
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(session.execute(text("SELECT 1")), 0.05)  # leak: pool wait_for
+            await asyncio.wait_for(select_one(session), 0.05)
     return DONE
+
+
+async def select_one(session: AsyncSession) -> None:
+    await session.execute(text("SELECT 1"))  # leak: pool wait_for
 
 
 @router.get("/pool/wait-for-statement")
@@ -292,10 +296,12 @@ async def read_and_dispose(engine: AsyncEngine) -> None:
 
 
 async def read_as_far_as_possible(engine: AsyncEngine) -> None:
-    """Closing is another thing that cannot be done on the wrong loop."""
+    """Nor can it be closed there: thrown away is all it can be."""
+    session = AsyncSession(engine)
     with suppress(Exception):
-        async with AsyncSession(engine) as session:
-            await session.execute(one_row())  # leak: wrong loop
+        await session.execute(one_row())  # leak: wrong loop
+    with suppress(Exception):
+        await session.invalidate()
 
 
 @router.get("/loop/two-runs")
@@ -329,10 +335,9 @@ def two_runs_without_a_pool(stage: Here) -> Answer:
 
 @router.get("/engine")
 async def engine_per_request(stage: Here) -> Answer:
-    engine = create_async_engine(stage.url)
+    engine = create_async_engine(stage.url)  # leak: engine
     stage.replaced.append(engine.pool)
-    async with AsyncSession(engine) as session:
-        await session.execute(one_row())  # leak: engine
+    await read(engine)
     return DONE
 
 
@@ -359,9 +364,9 @@ async def second(session: AsyncSession) -> None:
     await session.execute(one_row())  # inside: second
 
 
-async def at_once(*coroutines: Coroutine[Any, Any, Any]) -> None:
+async def at_once(*several: Awaitable[Any]) -> None:
     """All at once, to the end, whatever becomes of them."""
-    await asyncio.gather(*coroutines, return_exceptions=True)
+    await asyncio.gather(*several, return_exceptions=True)
 
 
 @router.get("/concurrent/fresh")
@@ -376,6 +381,15 @@ async def concurrent_connected(stage: Here) -> Answer:
     async with stage.sessions() as session:
         await session.execute(one_row())
         await asyncio.gather(first(session), second(session), return_exceptions=True)
+    return DONE
+
+
+@router.get("/concurrent/directly")
+async def concurrent_directly(stage: Here) -> Answer:
+    async with stage.sessions() as session:
+        await asyncio.gather(  # inside: directly
+            session.execute(one_row()), session.execute(one_row()), return_exceptions=True
+        )
     return DONE
 
 
@@ -405,10 +419,8 @@ async def locked(session: AsyncSession) -> None:
 
 
 async def closing(session: AsyncSession, stage: AsyncStage) -> None:
-    try:
-        await session.close()  # inside: closing
-    finally:
-        stage.signals.set("closed")
+    asyncio.get_running_loop().call_soon(stage.signals.set, "closing")  # when it waits already
+    await session.close()  # inside: closing
 
 
 @router.get("/concurrent/closed-at-first")
@@ -557,8 +569,10 @@ async def an_error_was_answered(db: Annotated[AsyncSession, Depends(commits_what
 @router.post("/late/failed-before")
 async def failed_before_the_response(db: Db) -> Answer:
     await db.execute(DEFERRED, twice())
-    with suppress(IntegrityError):
+    try:
         await db.commit()
+    except IntegrityError:
+        raise HTTPException(409) from None
     return DONE
 
 
@@ -567,6 +581,17 @@ async def left_after_a_write(stage: Here, db: Late) -> StreamingResponse:
     db.add(Item(name=new_name()))
     await db.flush()
     return StreamingResponse(chunks(stage))
+
+
+@router.post("/left/before-the-response")
+async def left_before_the_response(stage: Here, request: Request, db: Db) -> Answer:
+    db.add(Item(name=new_name()))
+    await db.flush()
+    stage.signals.set("asked")
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    await db.commit()  # leak: commit for nobody
+    return DONE
 
 
 @router.get("/left/committed-before")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from itertools import count
 from typing import Any
 
 from sqlalchemy import AsyncAdaptedQueuePool, Engine, NullPool, QueuePool, TextClause, create_engine, event, text
@@ -28,6 +29,24 @@ async def ask_async(signals, asked="asked", go="go"):
     loop = asyncio.get_running_loop()
     loop.call_soon(asked.set)  # when the task waits already
     assert await loop.run_in_executor(None, go.wait, 20)
+
+
+def told_pool(kind, waits):
+    class ToldPool(kind):
+        def _do_get(self):
+            if self.checkedout() == self.size():
+                waits()
+            return super()._do_get()
+
+    return ToldPool
+
+
+def lingering(statement, signals):
+    def linger(connection, cursor, executed, *_):
+        if executed == statement:
+            ask(signals, "inside", "second done")
+
+    return linger
 """
 LOCK = 4711
 
@@ -43,12 +62,21 @@ def locking() -> TextClause:
 
 
 def small_pool(stage: Stage, size: int = 2, seconds: float = PATIENCE) -> None:
-    """Give the stage a new pool of this size, which says ``waits`` when somebody finds it empty."""
+    """Give the stage a new pool of this size, which says ``waits 1``, ``waits 2``... as it is found empty."""
+    signals, turn = stage.signals, count(1)
+
+    def waits() -> None:
+        signals.set(f"waits {next(turn)}")
+
+    def task_waits() -> None:
+        asyncio.get_running_loop().call_soon(waits)  # when the task waits already
+
     bounds: dict[str, Any] = {"pool_size": size, "max_overflow": 0, "pool_timeout": seconds}
     if isinstance(stage, AsyncStage):
-        _play(stage, create_async_engine(stage.url, poolclass=_async_pool(stage.signals), **bounds))
+        kind = slow().told_pool(AsyncAdaptedQueuePool, task_waits)
+        _play(stage, create_async_engine(stage.url, poolclass=kind, **bounds))
     else:
-        _play(stage, create_engine(stage.url, poolclass=_pool(stage.signals), **bounds))
+        _play(stage, create_engine(stage.url, poolclass=slow().told_pool(QueuePool, waits), **bounds))
 
 
 def no_pool(stage: Stage, user: str) -> None:
@@ -62,34 +90,9 @@ def _play(stage: Stage, engine: Engine | AsyncEngine) -> None:
     stage.replaced.append(engine.pool)
 
 
-def _pool(signals: Signals) -> type[QueuePool]:
-    class ToldPool(QueuePool):
-        def _do_get(self) -> Any:
-            if self.checkedout() == self.size():
-                signals.set("waits")
-            return super()._do_get()
-
-    return ToldPool
-
-
-def _async_pool(signals: Signals) -> type[AsyncAdaptedQueuePool]:
-    class ToldPool(AsyncAdaptedQueuePool):
-        def _do_get(self) -> Any:
-            if self.checkedout() == self.size():  # said when the task waits already
-                asyncio.get_running_loop().call_soon(signals.set, "waits")
-            return super()._do_get()
-
-    return ToldPool
+LINGERING = "SELECT 1 AS lingering"
 
 
 def lingers(engine: Engine, signals: Signals) -> None:
-    """Let who executes ``lingering()`` stay inside until the second one is done."""
-
-    @event.listens_for(engine, "after_cursor_execute")
-    def linger(_c: object, _u: object, statement: str, *_: object) -> None:
-        if statement == LINGERING:
-            signals.set("inside")
-            signals.wait("second done")
-
-
-LINGERING = "SELECT 1 AS lingering"
+    """Let who executes ``LINGERING`` stay inside until ``second done``; says ``inside``."""
+    event.listen(engine, "after_cursor_execute", slow().lingering(LINGERING, signals))

@@ -62,9 +62,13 @@ class Running:
         call = str(next(_calls))
         response = self.client.request(method, path, headers={"x-call": call})
         if response.is_server_error:  # the server closes the connection, perhaps only when we use it again
-            self.client.close()
-            self.client = _client(self.base)
+            self.reconnect()
         return response, call
+
+    def reconnect(self) -> None:
+        """Leave the connections the server may be about to close."""
+        self.client.close()
+        self.client = _client(self.base)
 
     def call_meanwhile(self, method: str, path: str) -> Future[httpx.Response]:
         """The same in a thread of its own."""
