@@ -46,7 +46,7 @@ def rule_sections() -> str:
 
 def _section(rule: Rule) -> str:
     silenced = (f'rules_off=("{rule.name}",)', *(f'{by}("{rule.name}", reason="...")' for by in ("Ignore", "expect")))
-    played = [f"{s.method} {s.path}" for s in LEAKS if rule.name in s.expected]
+    played = [f"{s.method} {s.path}" for s in LEAKS if rule.name in s.rules]
     parts = [
         f"## {rule.name}",
         f"*{str(rule.severity).capitalize()}, {_sure(rule)}{', off unless rules_on names it' * rule.opt_in}.*",

@@ -44,7 +44,7 @@ def lacking(rule: Rule) -> Iterator[str]:
             begins = repr(f"{rule.name}: {case}")
             yield f"a case in tests/test_rules.py or tests/test_live_rules.py whose id begins {begins}"
     if not any(f'"{rule.name}"' in text_of(f"tests/{name}.py") for name in ("test_guilty", "test_live")) and not any(
-        rule.name in scenario.expected for scenario in LEAKS
+        rule.name in scenario.rules for scenario in LEAKS
     ):
         yield "a reproduction in tests/test_guilty.py or tests/test_live.py, or a scenario of the demo"
 
