@@ -70,6 +70,11 @@ class Labels:
         self.overflow += 1
         return OTHER
 
+    def shown(self, value: str) -> str:
+        """The same for somebody who only looks: nothing is counted."""
+        fits = value in self.known or len(self.known) < self.most or value.startswith("<")
+        return value if fits else OTHER
+
 
 class Tally:
     """All counts of one watch. Its methods are called by one thread at a time."""

@@ -161,11 +161,11 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 
 
 def _route(watch: SessionWatch, ledger: Ledger) -> str:
-    return watch.tally.routes.of(ledger.route_label())
+    return watch.tally.routes.shown(ledger.route_label())
 
 
 def _findings_open(watch: SessionWatch) -> Samples:
-    counted = Counter((f.rule, watch.tally.routes.of(f.route)) for f in watch.open_findings())
+    counted = Counter((f.rule, watch.tally.routes.shown(f.route)) for f in watch.open_findings())
     yield from counted.items()
 
 
@@ -186,7 +186,7 @@ def _open_transactions(watch: SessionWatch) -> Iterator[tuple[str, float]]:
 def _connections_held(watch: SessionWatch) -> Samples:
     counted: Counter[tuple[str, str]] = Counter()
     for (route, state), count in watch.held.items():
-        counted[watch.tally.routes.of(route), state] += count
+        counted[watch.tally.routes.shown(route), state] += count
     for route in {route for _, route in watch.tally.by_route} | {route for route, _ in counted}:
         for state in ("active", "idle_in_transaction", "idle"):
             yield (route, state), counted[route, state.replace("_", " ")]
@@ -244,7 +244,7 @@ def _seconds(watch: SessionWatch) -> Samples:
 def _pool_states(watch: SessionWatch) -> dict[str, list[pools.PoolState]]:
     by_label: dict[str, list[pools.PoolState]] = {}
     for state in pools.states():
-        by_label.setdefault(watch.tally.pools.of(state.name), []).append(state)
+        by_label.setdefault(watch.tally.pools.shown(state.name), []).append(state)
     return by_label
 
 
