@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -15,7 +14,7 @@ import pytest
 from fastapi import FastAPI, Request
 from sqlalchemy import QueuePool, create_engine, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,9 +24,6 @@ from session_watch.inbox import ERRORS
 from session_watch.testing import watching
 from tests.databases import Postgres
 from tests.serving import serve
-
-# A server that stops with a thousand clients leaves some of their sockets to the collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 REQUESTS, POOL = 1000, 10
 FAULTS = ("uncommitted", "unflushed", "left-open", "failed-transaction", "reopened-after-close")
@@ -49,9 +45,16 @@ class Thing(Base):
     name: Mapped[str]
 
 
-def faulty(sessions: async_sessionmaker[AsyncSession]) -> FastAPI:
+def faulty(engine: AsyncEngine) -> FastAPI:
     """An app whose routes are innocent, or have one fault each."""
-    app = FastAPI()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await engine.dispose()  # on the loop that its connections belong to
+
+    app = FastAPI(lifespan=lifespan)
+    sessions = async_sessionmaker(engine)
 
     @app.get("/innocent/{number}")
     async def innocent(number: int) -> None:
@@ -121,7 +124,7 @@ async def test_a_thousand_at_once(postgres_database: Postgres) -> None:
     await engine.dispose()  # the server has a loop of its own
     faults = dict(ERRORS.internal)
     with watching(SETTINGS) as watch:
-        app = giving_back(SessionWatchMiddleware(faulty(async_sessionmaker(engine)), watch=watch))
+        app = giving_back(SessionWatchMiddleware(faulty(engine), watch=watch))
         with serve(app) as url:
             answers = await asyncio.to_thread(asyncio.run, all_at_once(url))
         found = [f for f in watch.findings() if f.severity is not Severity.ADVICE]
@@ -131,8 +134,6 @@ async def test_a_thousand_at_once(postgres_database: Postgres) -> None:
         assert {f.rule: f.route for f in found} == {fault: f"/{fault}/{{number}}" for fault in FAULTS}
         assert numbers(watch) == expected_numbers()
         assert faults == ERRORS.internal
-    await engine.dispose()
-    gc.collect()
 
 
 def numbers(watch: SessionWatch) -> dict[str, Any]:
