@@ -19,7 +19,7 @@ SESSION_EVENTS = (
     "after_rollback",
     "after_soft_rollback",
 )
-POOL_EVENTS = ("checkin", "detach", "invalidate")
+POOL_EVENTS = ("detach", "invalidate", "soft_invalidate")
 DIALECT_EVENTS = ("do_execute", "do_executemany", "do_execute_no_params", "handle_error")
 EVENTS = ((Session, SESSION_EVENTS), (Pool, POOL_EVENTS), (Engine, DIALECT_EVENTS))
 METHODS = ((Session, "__init__"), (Session, "close"), (Pool, "connect"))

@@ -13,7 +13,6 @@ from dataclasses import Field, fields
 from pathlib import Path
 
 from session_watch.demo.scenarios import LEAKS
-from session_watch.rule_names import RULE_NAMES
 from session_watch.rules import BLAME, RULES, Rule
 from session_watch.settings import Settings, variable
 from session_watch.sinks import metrics
@@ -21,7 +20,6 @@ from session_watch.tally import USE_BUCKETS, WAIT_BUCKETS, WORK_BUCKETS
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-EXISTING = frozenset(rule.name for rule in RULES)
 BUCKETS = {
     "connection_wait_seconds": WAIT_BUCKETS,
     "connection_use_seconds": USE_BUCKETS,
@@ -75,12 +73,6 @@ def blame() -> str:
     return _code(BLAME) + "\n"
 
 
-def missing_rules() -> str:
-    """The names that are reserved for rules to come."""
-    missing = [name for name in RULE_NAMES if name not in EXISTING]
-    return (_code(missing) or "None: every name has its rule.") + "\n"
-
-
 # --- Settings ------------------------------------------------------------------------------------
 
 
@@ -95,11 +87,8 @@ def _default(setting: Field[object]) -> str:
 
 
 def _meaning(setting: Field[object]) -> str:
-    """What the code says of it, and whether a rule exists that heeds it."""
-    doc = str(setting.metadata["doc"])
-    heeding = [name for name in RULE_NAMES if re.search(rf"(?<![\w-]){name}(?![\w-])", doc)]
-    idle = heeding and not EXISTING.intersection(heeding)
-    return f"{doc} **No effect yet:** see [rules](rules.md#not-in-this-version)." if idle else doc
+    """What the code says of it."""
+    return str(setting.metadata["doc"])
 
 
 # --- Metrics -------------------------------------------------------------------------------------
@@ -127,7 +116,7 @@ def costs() -> str:
 
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"costs": costs},
-    DOCS / "rules.md": {"table": rule_table, "blame": blame, "sections": rule_sections, "missing": missing_rules},
+    DOCS / "rules.md": {"table": rule_table, "blame": blame, "sections": rule_sections},
     DOCS / "settings.md": {"settings": settings},
     DOCS / "metrics.md": {"metrics": metric_table},
 }

@@ -13,10 +13,10 @@ from dataclasses import astuple
 from itertools import repeat, starmap
 from typing import Any, ClassVar, Protocol
 
-from session_watch import current, listeners, live, pools, routes, wraps
+from session_watch import current, incidents, listeners, live, pools, routes, wraps
 from session_watch.call_site import Mark, resolve
 from session_watch.current import detached_of, error_of, open_ledgers, still_runs
-from session_watch.facts import PoolWait, Snapshot
+from session_watch.facts import HeldFacts, PoolWait, Snapshot
 from session_watch.findings import Finding
 from session_watch.inbox import BELL, ERRORS, INBOX, LIMIT, ring
 from session_watch.ledger import OUTSIDE, Checkout, Done, Incident, Ledger, Transaction
@@ -110,6 +110,8 @@ class Books:
             if watcher in self.watchers:
                 return
             self.watchers = (*self.watchers, watcher)
+            incidents.forget_lines()  # what was told once is news to this watch
+            pools.forget_births()
             listeners.listen(statements=any(w.statements for w in self.watchers))
             wraps.wrap()
         self.start_teller()
@@ -375,7 +377,7 @@ class Books:
 
     def _judge_wait(self, book: PoolBook, ledger: Ledger, wait: PoolWait, at: float) -> Told:
         told = self.judge(freeze(ledger, at, waits=[wait]))
-        for watcher in self.watchers if wait.told else ():
+        for watcher in self.watchers if wait.told and wait.over_limit else ():
             watcher.covered("pool-exhausted")
         for finding in (finding for _, finding in told if finding.rule == "pool-exhausted"):
             live.remember_told(book, at, finding.severity.value)
@@ -454,19 +456,20 @@ class Books:
         patience = min(self.sweep_interval, limits.idle_in_transaction, limits.held_after_response) / 2
         active = live.look_at_activity(out, at, patience)
         self._tell_active_again(at)
-        for ledger, ripe in live.ripe(out, at, limits).items():
-            for checkout in ripe:
-                held = live.held_facts(checkout, active)
-                told = self.judge(freeze(ledger, at, held=[held]))
-                live.look_again(checkout, at, limits, told=bool(told))
-                if told:
-                    self._follow(checkout)
-                if any(finding.rule in IDLE_RULES for _, finding in told):
-                    self.told_idle[live.activity(checkout)] = (checkout, held.idle_since)
+        for checkout in live.ripe(out, at, limits):
+            self._judge_held(checkout, live.held_facts(checkout, active), at, limits)
         for book, ledger, wait in live.long_waits(at, limits):
-            if self._judge_wait(book, ledger, wait, at):
+            if self._judge_wait(book, ledger, wait, at) or (wait.told and wait.over_limit):
                 self._follow_wait(book, wait.episode)
         return live.states(out, active)
+
+    def _judge_held(self, checkout: Checkout, held: HeldFacts, at: float, limits: Limits) -> None:
+        told = self.judge(freeze(checkout.ledger, at, held=[held]))
+        live.look_again(checkout, at, limits, told=bool(told))
+        if told:
+            self._follow(checkout)
+        if any(finding.rule in IDLE_RULES for _, finding in told):
+            self.told_idle[live.activity(checkout)] = (checkout, held.idle_since)
 
     def _follow(self, checkout: Checkout) -> None:
         """Hear of its end although its work goes on, or tell it now if it has ended meanwhile."""
@@ -476,11 +479,9 @@ class Books:
 
     def _follow_wait(self, book: PoolBook, episode: Any) -> None:
         """Hear of the wait's end, or tell it now if it has ended meanwhile."""
-        number = live.number_of(book, episode)
-        if number is not None:
-            book.told_waits[number] = episode
-        if number is None or number not in book.waiters:
-            book.told_waits.pop(number or 0, None)
+        book.told_waits[episode.number] = episode
+        if not live.goes_on(book, episode):
+            book.told_waits.pop(episode.number, None)
             self._on_wait_over((episode, current.clock()))
 
     def _tell_active_again(self, at: float) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-from session_watch import listeners
+from session_watch import incidents
 from session_watch.rule_names import check_rule
 from session_watch.settings import LIVE_RULES
 
@@ -46,7 +46,7 @@ class expect:  # noqa: N801  # it reads as a word: with expect("left-open", reas
                 f"expect(up_to) is {up_to!r} for {rule}; accepted: seconds above 0 for {', '.join(sorted(LIVE_RULES))}."
             )
         self._expectation = Expectation(rule, up_to, reason)
-        listeners.expectations = EXPECTED.get
+        incidents.expectations = EXPECTED.get
 
     def __enter__(self) -> None:
         """Expect it from here."""

@@ -153,12 +153,23 @@ class Holder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolWait:
+class Sighting:
+    """What every fact seen once has: the phase of its work, its lines, what is blamed, and what the code expects."""
+
+    phase: str | None = None
+    stack: tuple[Site, ...] = ()
+    subject: object = None
+    expected: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolWait(Sighting):
     """Somebody waits for a connection, or did in vain. Seconds.
 
     ``outcome``: ``timed out``, ``cancelled``, ``refused`` (by the server), or None while the wait goes on.
     ``blocks_loop``: it is a synchronous wait on a thread that runs an event loop. ``told``: the process has
-    told of this pool less than a minute ago. ``episode``: the wait itself, None once it is over.
+    told of this pool less than a minute ago. ``over_limit``: it gave up, or has lasted longer than any watch
+    allows. ``episode``: the wait itself, None once it is over.
     """
 
     pool: str
@@ -166,22 +177,18 @@ class PoolWait:
     outcome: str | None = None
     blocks_loop: bool = False
     told: bool = False
+    over_limit: bool = False
     waiting: int = 0
     pool_used: int | None = None
     pool_max: int | None = None
     opened_site: Site | None = None
     error: str | None = None
     holders: tuple[Holder, ...] = ()
-    phase: str | None = None
-    stack: tuple[Site, ...] = ()
-    subject: object = None
     episode: object = None
-    expected: frozenset[str] = frozenset()
-    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrongLoop:
+class WrongLoop(Sighting):
     """A connection that was made on one event loop was handed out on another."""
 
     pool: str
@@ -189,23 +196,15 @@ class WrongLoop:
     opened_site: Site | None = None
     created_site: Site | None = None
     session_id: str | None = None
-    phase: str | None = None
-    stack: tuple[Site, ...] = ()
-    subject: object = None
-    expected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewPool:
+class NewPool(Sighting):
     """A pool was born inside a request while ``living`` others for the same database, born so too, still live."""
 
     pool: str
     living: int
     opened_site: Site | None = None
-    phase: str | None = None
-    stack: tuple[Site, ...] = ()
-    subject: object = None
-    expected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +217,7 @@ class Inside:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overlap:
+class Overlap(Sighting):
     """A task or thread (``user``) entered a session while others were inside it."""
 
     session_id: str
@@ -226,14 +225,10 @@ class Overlap:
     others: tuple[Inside, ...] = ()
     created_site: Site | None = None
     last_statement: str | None = None
-    phase: str | None = None
-    stack: tuple[Site, ...] = ()
-    subject: object = None
-    expected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
-class LateCommit:
+class LateCommit(Sighting):
     """Writes that were committed after the response had started, or after the client had left. Seconds since then."""
 
     session_id: str
@@ -244,28 +239,20 @@ class LateCommit:
     created_site: Site | None = None
     opened_site: Site | None = None
     last_statement: str | None = None
-    phase: str | None = None
-    stack: tuple[Site, ...] = ()
-    subject: object = None
-    expected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Habit:
+class Habit(Sighting):
     """A way to use sessions that is worth a thought: ``sync on loop`` or ``made by endpoint``."""
 
     kind: str
     session_id: str
     created_site: Site | None = None
     opened_site: Site | None = None
-    phase: str | None = None
-    stack: tuple[Site, ...] = ()
-    subject: object = None
-    expected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedUse:
+class SharedUse(Sighting):
     """A session that brought its state from one request into another."""
 
     session_id: str
@@ -275,14 +262,10 @@ class SharedUse:
     created_site: Site | None = None
     opened_site: Site | None = None
     last_statement: str | None = None
-    phase: str | None = None
-    stack: tuple[Site, ...] = ()
-    subject: object = None
-    expected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
-class LateUse:
+class LateUse(Sighting):
     """A session of a request that was used after the request was over. Seconds count from the request's end."""
 
     session_id: str
@@ -291,13 +274,10 @@ class LateUse:
     created_site: Site | None = None
     opened_site: Site | None = None
     last_statement: str | None = None
-    stack: tuple[Site, ...] = ()
-    subject: object = None
-    expected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
-class NestedCheckout:
+class NestedCheckout(Sighting):
     """A second connection taken from a bounded pool by somebody who already holds one of it."""
 
     pool: str
@@ -308,10 +288,6 @@ class NestedCheckout:
     session_id: str | None = None
     pool_used: int | None = None
     pool_max: int | None = None
-    phase: str | None = None
-    stack: tuple[Site, ...] = ()
-    subject: object = None
-    expected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

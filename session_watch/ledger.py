@@ -367,6 +367,7 @@ class Checkout(weakref.ref[Any]):
         "pool",
         "raw",
         "taken_at",
+        "told",
         "transaction",
     )
     __hash__ = object.__hash__
@@ -375,6 +376,8 @@ class Checkout(weakref.ref[Any]):
     ledger: Ledger
     taken_at: float
     raw: bool
+    # Whether its end is to be told although its work goes on.
+    told: bool
     transaction: Transaction | None
     ended: str | None
     ended_at: float | None
@@ -392,8 +395,6 @@ class Checkout(weakref.ref[Any]):
     seen_active_at = seen_idle_at = 0.0
     # No rule that needs a clock can find anything before; seconds of the clock.
     look_at = 0.0
-    # Whether its end is to be told although its work goes on.
-    told = False
     expected: tuple[Any, ...] = ()
     blamed: dict[tuple[int, int, str], int] | None = None
 

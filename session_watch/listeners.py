@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from asyncio import _get_running_loop as get_running_loop
 from collections.abc import Callable
-from threading import get_ident
 from typing import Any
 
 from sqlalchemy import event
@@ -14,21 +12,28 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransactionOrigin
 from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
-from session_watch import call_site, current, standing
-from session_watch.call_site import Mark, Ways, caller, whoami
-from session_watch.current import CURRENT, acting, current_work, detached, running_task, somebody
+from session_watch import call_site, current, incidents
+from session_watch.call_site import Ways, caller, whoami
+from session_watch.current import acting, current_work, detached, somebody
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
+from session_watch.incidents import (
+    BLOCKING,
+    changed_hands,
+    committed_late,
+    late,
+    mark_late,
+    may_block_its_loop,
+    shared,
+    used_elsewhere,
+)
 from session_watch.ledger import (
-    COMMITTED_LATE,
     Account,
     Checkout,
     Failed,
-    Incident,
     Ledger,
     Transaction,
     new_account,
-    phase_of,
 )
 from session_watch.statements import (
     CONTROL,
@@ -43,16 +48,11 @@ from session_watch.statements import (
 
 KEY = "session_watch"
 AUTOBEGIN, BEGIN = SessionTransactionOrigin.AUTOBEGIN, SessionTransactionOrigin.BEGIN
-# Lines that advice remembers having been given for.
-LINES = 10_000
 OPENED = Ways()
 EXECUTED = Ways()
 EVERY_ROUTE = "*"
 # Routes whose evidence is a whole stack: for the hour after a finding, or every route.
 hot_routes: set[str] = set()
-# Whether a rule is on that asks who made a session.
-looks_at_endpoints = False
-expectations: Callable[[], tuple[Any, ...]] | None = None
 
 
 def account_of(session: Session) -> Account:
@@ -102,7 +102,7 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
         request = ledger if ledger.is_request else ledger.request
         if request is not None:
             if account.carried is not None and account.carried is not request:
-                _shared(account, request, opened)
+                shared(account, request, opened)
             account.carried = request
             account.carried_mark = opened.mark
             account.carried_at = now
@@ -114,8 +114,8 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
             opened.actor = acting(ledger)
         if account.closed_mark is not None:
             _reopened(account, opened)
-        if expectations is not None:
-            opened.expected = expectations()
+        if incidents.expectations is not None:
+            opened.expected = incidents.expectations()
         account.transaction = opened
         ledger.open.add(opened)
         if hot_routes and (EVERY_ROUTE in hot_routes or ledger.route_label() in hot_routes):
@@ -132,7 +132,7 @@ def _owner(account: Account, ledger: Ledger, opened: Transaction) -> Ledger:
     if not made.over and made.encloses(ledger):
         return made
     if made.over and made.is_request and account.made_by is None and _has_no_other_work(ledger):
-        _late(account, opened, made, ledger)
+        late(account, opened, made, ledger)
     return ledger
 
 
@@ -257,8 +257,8 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
         if checkout is None:
             return
         mark = opened.mark
-        if _blocking_marks.get(id(mark)) is not mark and get_running_loop() is not None:
-            _may_block_its_loop(opened, connection)
+        if BLOCKING.get(id(mark)) is not mark and get_running_loop() is not None:
+            may_block_its_loop(opened, connection)
         if checkout.transaction is None and not checkout.raw:
             checkout.transaction = opened
             opened.checkouts += (checkout,)
@@ -268,43 +268,6 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
             opened.external = checkout.raw
     except Exception as error:
         ERRORS.failed("after_begin", error)
-
-
-def _may_block_its_loop(opened: Transaction, connection: Any) -> None:
-    """A synchronous session does I/O on a thread that runs an event loop: note it once per line."""
-    mark = opened.mark
-    line = None if mark is None else id(mark[0]) + mark[1]
-    if connection.dialect.is_async:
-        return
-    if len(_blocking_marks) < LINES:
-        _blocking_marks[id(mark)] = mark
-    if line in _blocking_lines or len(_blocking_lines) >= LINES:
-        return
-    _blocking_lines.add(line)
-    account = opened.account
-    _note(opened, Incident("sync on loop", account=account, mark=mark, phase=phase_of(opened.ledger, opened.began_at)))
-
-
-_blocking_lines: set[int | None] = set()
-# The marks of such lines, by their ids: a line that is known has one and the same mark each time.
-_blocking_marks: dict[int, Mark | None] = {}
-
-
-def forget_lines() -> None:
-    """Advice that was given once per line may be given again."""
-    _blocking_lines.clear()
-    _blocking_marks.clear()
-    _late_lines.clear()
-
-
-def _note(opened: Transaction, incident: Incident) -> None:
-    """Keep it for the judgement of the transaction's work; have it judged at once where that never comes."""
-    incident.expected = incident.expected or _expected_now() + opened.expected
-    ledger = opened.ledger
-    if ledger.over or ledger.endless:
-        put(("incident", (ledger, incident)))
-    else:
-        ledger.note(incident)
 
 
 def _hand_over(checkout: Checkout, ledger: Ledger) -> None:
@@ -326,42 +289,12 @@ def on_commit(session: Any) -> None:
             if opened.writes:
                 ledger = opened.ledger
                 if ledger.responded_at is not None or ledger.disconnected_at is not None:
-                    _committed_late(account, opened, ledger)
+                    committed_late(account, opened, ledger)
             if account.failed_late is not None:
                 account.failed_late.made_good = True
                 account.failed_late = None
     except Exception as error:
         ERRORS.failed("after_commit", error)
-
-
-def _committed_late(account: Account, opened: Transaction, ledger: Ledger) -> None:
-    """Writes are committed after the response has started, or after the client that asked for them has left."""
-    now, left_at = current.clock(), ledger.disconnected_at
-    if ledger.responded_at is not None:
-        ledger.done.append(COMMITTED_LATE)
-    if left_at is not None and opened.wrote_at is not None and opened.wrote_at <= left_at:
-        _note(opened, _late_commit(account, opened, now - left_at, disconnected=True))
-    mark = opened.last_mark or opened.mark
-    line = None if mark is None else id(mark[0]) + mark[1]
-    if ledger.responded_at is not None and line not in _late_lines and len(_late_lines) < LINES:
-        _late_lines.add(line)
-        _note(opened, _late_commit(account, opened, now - ledger.responded_at, disconnected=False))
-
-
-_late_lines: set[int | None] = set()
-
-
-def _late_commit(account: Account, opened: Transaction, seconds: float, *, disconnected: bool) -> Incident:
-    return Incident(
-        "late commit",
-        account=account,
-        mark=caller(None, 5),
-        other_mark=opened.mark,
-        age=seconds,
-        statement=opened.last_statement,
-        phase=phase_of(opened.ledger, current.clock()),
-        detail=(disconnected, opened.writes),
-    )
 
 
 def on_rollback(session: Session) -> None:
@@ -388,20 +321,9 @@ def on_soft_rollback(session: Session, previous: Any) -> None:
             return
         error, mark = opened.error or ("flush failed", caller())
         opened.failure = Failed(error, mark, opened.writes_before_flush, flush=True)
-        _mark_late(account, opened)
+        mark_late(account, opened)
     except Exception as error:
         ERRORS.failed("after_soft_rollback", error)
-
-
-def _mark_late(account: Account | None, opened: Transaction) -> None:
-    """What was begun before a success status was sent, and failed in a flush or commit after it, the client missed."""
-    ledger, failure = opened.ledger, opened.failure
-    sent_at, status = ledger.responded_at, ledger.status
-    if failure is None or account is None or sent_at is None or status is None or status >= 400:
-        return
-    if opened.began_at <= sent_at:
-        failure.after_response = True
-        account.failed_late = failure
 
 
 def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:
@@ -423,10 +345,10 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
             opened = checkout
         else:
             if opened.seen is not current_work() or opened.ledger.over:
-                _used_elsewhere(opened, statement)
+                used_elsewhere(opened, statement)
             me = whoami()
             if opened.inside is not me:
-                _changed_hands(opened, me)
+                changed_hands(opened, me)
         what = effect(statement)
         if what is CONTROL:
             return
@@ -437,10 +359,10 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
         opened.last_was_write = False
         if "stream_results" in context.execution_options:
             opened.streamed = weakref.ref(context)
-        if expectations is not None:
-            _expected_too(opened, expectations())
+        if incidents.expectations is not None:
+            _expected_too(opened, incidents.expectations())
         if what is not READ:
-            _changed(opened, checkout, statement, context, what)
+            _changed(opened, statement, context, what)
         if checkout.transaction is not None and opened.failure is not None:
             opened.failure.used_again = True
     except Exception as error:
@@ -461,85 +383,19 @@ def _expected_too(opened: Any, expected: tuple[Any, ...]) -> None:
         opened.expected += tuple(each for each in expected if each not in opened.expected)
 
 
-def _changed_hands(opened: Transaction, me: Any) -> None:
-    """Another greenlet or thread uses the session than the last time: look whether that one is still inside.
-
-    Each awaited call of an async session has a greenlet of its own, that lives as long as the call.
-    """
-    before, thread = opened.inside, opened.inside_thread
-    if before is not None and isinstance(before, weakref.ref):
-        before = before()
-        if before is me:
-            return
-    opened.inside_thread = get_ident()
-    opened.inside = weakref.ref(me) if getattr(me, "parent", None) is not None else me
-    if before is None or opened.overlapped:
-        return
-    awaits = getattr(before, "__sqlalchemy_greenlet_provider__", False)
-    if awaits:
-        still_there = not before.dead and not _encloses(before, me)
-    else:
-        still_there = thread != get_ident() and standing.stands_inside(opened(), thread)
-    if still_there:
-        overlapping(opened, caller(None, 3))
-
-
-def closed_meanwhile(opened: Transaction) -> None:
-    """A session is being closed by somebody else than used it last: look whether that one is still inside."""
-    before = opened.inside
-    if before is None:
-        if opened.connected:  # by somebody who has not come to execute anything
-            overlapping(opened, caller(None, 3))
-    elif not isinstance(before, weakref.ref) or before() is not None:
-        _changed_hands(opened, whoami())
-
-
-def _encloses(outer: Any, inner: Any) -> bool:
-    for _ in range(20):
-        if inner is None:
-            return False
-        inner = getattr(inner, "parent", None)
-        if inner is outer:
-            return True
-    return False
-
-
-def overlapping(opened: Transaction, mark: Mark | None) -> None:
-    """Note, once per transaction, that this task or thread entered a session while others were inside it."""
-    session = opened()
-    loop = get_running_loop()
-    others = () if session is None else standing.inside(session, () if loop is None else (loop,))
-    if not others or opened.overlapped:
-        return
-    opened.overlapped = True
-    task = running_task()
-    user = ("thread", threading.current_thread().name) if task is None else ("task", standing.name_of(task))
-    if task is not None and (mark is None or mark[2]):
-        mark = standing.line_of(task) or mark
-    incident = Incident(
-        "overlap",
-        account=opened.account,
-        mark=mark,
-        statement=opened.last_statement,
-        phase=phase_of(opened.ledger, current.clock()),
-        detail=(user, tuple((other.role, other.name, other.mark) for other in others[:20])),
-    )
-    _note(opened, incident)
-
-
 def on_execute_no_params(cursor: Any, statement: str, context: Any) -> None:
     """The same, for a statement without parameters."""
     on_execute(cursor, statement, None, context)
 
 
-def _changed(opened: Any, checkout: Checkout, statement: str, context: Any, what: int) -> None:
+def _changed(opened: Any, statement: str, context: Any, what: int) -> None:
     if what is WRITE:
-        _wrote(opened, checkout, statement, context)
+        _wrote(opened, statement, context)
     elif what is TEMPORARY:
         _temporary_made(opened, statement)
 
 
-def _wrote(opened: Any, checkout: Checkout, statement: str, context: Any) -> None:
+def _wrote(opened: Any, statement: str, context: Any) -> None:
     if on_temporary(statement, getattr(opened, "temporary", frozenset())) or _commits_itself(statement, context):
         return
     opened.writes += 1
@@ -572,66 +428,6 @@ def is_autocommit(connection: Any) -> bool | None:
         return bool(detect(connection.connection.dbapi_connection))
     except NotImplementedError:
         return None
-
-
-def _used_elsewhere(opened: Transaction, statement: str) -> None:
-    """A transaction may be used in a context other than the one it began in, or after its work was over."""
-    here = CURRENT.get()
-    if opened.seen is here and not opened.ledger.over:
-        return
-    request = None if here.over else here if here.is_request else here.request
-    account = opened.account
-    if request is not None and account.carried is not None and account.carried is not request:
-        _shared(account, request, opened)
-        account.carried = request
-        account.carried_at = current.clock()
-    elif request is None and _begun_by_request(opened):
-        _late(account, opened, opened.ledger, detached(here) if here.over else here, statement)
-
-
-def _begun_by_request(opened: Transaction) -> bool:
-    """Begun by the own task of a request that is over, and not lent to it by a middleware further out."""
-    ledger = opened.ledger
-    return ledger.over and ledger.is_request and opened.actor is None and opened.account.made_task is None
-
-
-def _shared(account: Account, request: Ledger, opened: Transaction) -> None:
-    """Note that a session brought its state from another request, unless an enclosing work lent it to both."""
-    made, other = account.made_in, account.carried
-    lent = not made.over and made.encloses(request) and made.encloses(other)
-    if other is None or lent or made.kind == "test":
-        return
-    statement, mark = opened.last_statement, caller(None, 3)
-    age = current.clock() - account.carried_at
-    request.note(
-        Incident(
-            "shared",
-            account=account,
-            other=other,
-            other_mark=account.carried_mark,
-            mark=mark,
-            age=age,
-            statement=statement,
-            phase=phase_of(request, current.clock()),
-            expected=_expected_now(),
-        )
-    )
-    account.carried_mark = mark
-
-
-def _late(account: Account, opened: Transaction, origin: Ledger, user: Ledger, statement: str | None = None) -> None:
-    """Note, once per transaction, that a session of a request is used after the request was over."""
-    if opened.late:
-        return
-    opened.late = True
-    since = current.clock() - (origin.ended_at or current.clock())
-    incident = Incident("late", account=account, mark=caller(None, 3), age=since, statement=statement, user=user.name)
-    incident.expected = _expected_now() + opened.expected
-    put(("late", (origin, incident)))
-
-
-def _expected_now() -> tuple[Any, ...]:
-    return () if expectations is None else expectations()
 
 
 def on_checkin(dbapi_connection: Any, record: Any) -> None:
@@ -736,7 +532,7 @@ def on_error(context: Any) -> None:
         if opened.ledger.responded_at is not None and _commits(opened()):
             error, mark = opened.error
             opened.failure = opened.failure or Failed(error, mark, opened.writes, flush=False)
-            _mark_late(opened.account, opened)
+            mark_late(opened.account, opened)
     except Exception as error:
         ERRORS.failed("handle_error", error)
 

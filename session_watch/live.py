@@ -11,7 +11,7 @@ from typing import Any
 
 from session_watch import drivers, pools, standing
 from session_watch.call_site import Mark, resolve
-from session_watch.facts import HeldFacts, Holder, PoolWait
+from session_watch.facts import HELD_STATES, HeldFacts, Holder, PoolWait
 from session_watch.ledger import Checkout, Ledger, Transaction, phase_of
 from session_watch.pools import PoolBook
 from session_watch.request_ids import request_id_of
@@ -19,7 +19,7 @@ from session_watch.snapshot import checkout_facts, is_out, limits_of, transactio
 from session_watch.standing import Stack
 from session_watch.wraps import waiting_in
 
-ACTIVE, IN_TRANSACTION, IDLE = "active", "idle in transaction", "idle"
+ACTIVE, IN_TRANSACTION, IDLE = HELD_STATES
 NEVER = float("inf")
 # What is over its limit and was not told is looked at again after so many seconds, or this part of its age.
 AGAIN, AGAIN_PART = 5.0, 0.2
@@ -40,8 +40,9 @@ class Limits:
 
 @dataclass(eq=False)
 class Wait:
-    """A wait for a connection that was told while it went on; seconds of the clock."""
+    """A wait for a connection that went on when it was looked at; ``taken_at`` in seconds of the clock."""
 
+    number: int
     taken_at: float
     blamed: dict[tuple[int, int, str], int] | None = None
 
@@ -116,27 +117,23 @@ def is_autocommit(checkout: Checkout) -> bool:
     return drivers.is_autocommit(checkout(), getattr(pool, "_dialect", None))
 
 
-def ripe(out: Iterable[Checkout], at: float, limits: Limits) -> dict[Ledger, list[Checkout]]:
-    """Those that a rule may find something about now, by work; one for each session."""
-    found: dict[Ledger, list[Checkout]] = {}
+def ripe(out: Iterable[Checkout], at: float, limits: Limits) -> list[Checkout]:
+    """Those that a rule may find something about now; one for each session."""
+    found = []
     for checkout in out:
         if checkout.look_at > at:
             continue
         first = checkout.transaction is None or checkout.transaction.checkouts[:1] == (checkout,)
-        due = next_due(checkout, limits)
+        due = min(_dues(checkout, limits))
         if due > at:
             checkout.look_at = due
         elif first and not checkout.ledger.over and is_out(checkout):
-            found.setdefault(checkout.ledger, []).append(checkout)
+            found.append(checkout)
     return found
 
 
-def next_due(checkout: Checkout, limits: Limits) -> float:
-    """When the first threshold passes if nothing happens; seconds of the clock."""
-    return min(_dues(checkout, limits))
-
-
 def _dues(checkout: Checkout, limits: Limits) -> list[float]:
+    """When each threshold passes if nothing happens; seconds of the clock."""
     since = idle_since(checkout)
     dues = [checkout.taken_at + limits.held_too_long, since + limits.idle_in_transaction]
     answered = responded(checkout.ledger)
@@ -203,7 +200,7 @@ def _holder(checkout: Checkout, at: float, active: set[Checkout]) -> Holder:
 
 def gave_up(book: PoolBook, ledger: Ledger, at: float, **facts: Any) -> PoolWait:
     """A checkout that came to nothing, with those who hold the pool."""
-    return _wait(book, ledger, at, told=_told(book, at, "error"), **facts)
+    return _wait(book, ledger, at, told=_told(book, at, "error"), over_limit=True, **facts)
 
 
 def _wait(book: PoolBook, ledger: Ledger, at: float, *, told: bool, **facts: Any) -> PoolWait:
@@ -237,11 +234,11 @@ def long_waits(at: float, limits: Limits) -> list[tuple[PoolBook, Ledger, PoolWa
         for number, waiter in tuple(book.waiters.items())
         if at - waiter[1] >= shortest and number not in book.told_waits
     }
-    return _seen_waiting(late, at) if late else []
+    return _seen_waiting(late, at, limits.pool_wait) if late else []
 
 
 def _seen_waiting(
-    late: Mapping[int, tuple[PoolBook, Ledger, float]], at: float
+    late: Mapping[int, tuple[PoolBook, Ledger, float]], at: float, limit: float
 ) -> list[tuple[PoolBook, Ledger, PoolWait]]:
     stacks = _waiting_stacks(late)
     found = []
@@ -251,16 +248,27 @@ def _seen_waiting(
         if blocks or book not in oldest:
             if not blocks:
                 oldest.add(book)
-            facts: dict[str, Any] = {"waited_seconds": at - since, "blocks_loop": blocks, "opened_site": resolve(mark)}
-            wait = Wait(since)
-            told = _told(book, at, "error", "warning")
-            found.append((book, ledger, _wait(book, ledger, at, told=told, subject=wait, episode=wait, **facts)))
+            wait = Wait(number, since)
+            facts = _wait(
+                book,
+                ledger,
+                at,
+                told=_told(book, at, "error", "warning"),
+                over_limit=at - since >= limit,
+                waited_seconds=at - since,
+                blocks_loop=blocks,
+                opened_site=resolve(mark),
+                subject=wait,
+                episode=wait,
+            )
+            found.append((book, ledger, facts))
     return found
 
 
-def number_of(book: PoolBook, wait: Wait) -> int | None:
-    """The number by which the pool knows the wait; None once it is over."""
-    return next((n for n, waiter in tuple(book.waiters.items()) if waiter[1] == wait.taken_at), None)
+def goes_on(book: PoolBook, wait: Wait) -> bool:
+    """Whether the wait is still under way, and no other has got its number."""
+    waiter = book.waiters.get(wait.number)
+    return waiter is not None and waiter[1] == wait.taken_at
 
 
 def _waiting_stacks(late: Mapping[int, tuple[PoolBook, Ledger, float]]) -> dict[int, tuple[Mark | None, bool]]:

@@ -35,8 +35,6 @@ class PoolBook:
         self.told_waits: dict[int, object] = {}
         self.told_at: dict[str, float] = {}
         self.loop_bound = is_loop_bound(pool)
-        # Whether it took the place of its engine's own pool.
-        self.succeeds = engine is not None and any(b.engine is not None and b.engine() is engine for b in _books())
         self.out: set[Checkout] = set()
         self.peak = 0
         self.waits: deque[float] = deque(maxlen=KEPT)
@@ -64,10 +62,6 @@ class PoolBook:
         """Connections that wait in the pool; None where the pool keeps no account."""
         pool = self.pool()
         return pool.checkedin() if isinstance(pool, QueuePool) else None
-
-
-def _books() -> tuple[PoolBook, ...]:
-    return (*tuple(POOLS.values()), *tuple(GONE))
 
 
 POOLS: dict[int, PoolBook] = {}

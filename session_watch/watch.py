@@ -17,7 +17,7 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
-from session_watch import call_site, current, listeners, live
+from session_watch import call_site, current, incidents, listeners, live
 from session_watch.books import BOOKS
 from session_watch.call_site import resolve
 from session_watch.callbacks import Callback
@@ -149,7 +149,7 @@ class SessionWatch:
         if self.settings.evidence == "stack":
             listeners.hot_routes.add(listeners.EVERY_ROUTE)
         if "not-request-scoped" in self._active:
-            listeners.looks_at_endpoints = True
+            incidents.looks_at_endpoints = True
         if self._clock is not time.monotonic:
             current.clock = self._clock
         BOOKS.attach(self)

@@ -19,12 +19,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
 
-from session_watch import current, listeners
+from session_watch import current, incidents, listeners
 from session_watch.call_site import Ways, caller, learn_endpoint, whoami
 from session_watch.current import CURRENT, acting, current_work, detached, running_task, still_runs
 from session_watch.drivers import has_no_slot
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
+from session_watch.incidents import closed_meanwhile, expected_now, note_in, overlapping
 from session_watch.ledger import (
     Account,
     Actor,
@@ -37,7 +38,7 @@ from session_watch.ledger import (
     new_account,
     phase_of,
 )
-from session_watch.listeners import KEY, account_of, came_back, closed_meanwhile, open_account, overlapping
+from session_watch.listeners import KEY, account_of, came_back, open_account
 from session_watch.pools import MADE_IN_REQUESTS, POOLS, PoolBook, book_of, born_in_requests
 
 SESSION_FILE = sqlalchemy.orm.session.__file__
@@ -75,10 +76,10 @@ def _made(original: Callable[..., None]) -> Callable[..., None]:
                 account.made_in = ledger
                 account.made_by = acting(ledger)
             account.mark = caller(MADE)
-            if listeners.looks_at_endpoints and ledger.scope is not None:
+            if incidents.looks_at_endpoints and ledger.scope is not None:
                 _made_by_endpoint(account, ledger)
-            if listeners.expectations is not None:
-                account.expected = listeners.expectations()
+            if incidents.expectations is not None:
+                account.expected = incidents.expectations()
         except Exception as error:
             ERRORS.failed("Session.__init__", error)
 
@@ -282,7 +283,7 @@ def _gave_up(book: PoolBook, ledger: Ledger, since: float, error: BaseException)
     try:
         outcome = _outcome(error)
         if outcome is not None:
-            expected = () if listeners.expectations is None else listeners.expectations()
+            expected = expected_now()
             waited = current.clock() - since
             put(("gave up", (book, ledger, caller(None, 3), waited, outcome, describe(error), expected)))
     except Exception as failure:
@@ -333,18 +334,16 @@ def _book(pool: Pool) -> PoolBook | None:
 
 
 def _born(book: PoolBook) -> None:
-    """A pool connects first; made inside a request, and not in place of its engine's last, it is counted."""
-    ledger = CURRENT.get()
-    if book.succeeds or (ledger.request is None and not ledger.is_request) or ledger.over:
-        return
-    pool = book.pool()
-    if pool is None or pool not in MADE_IN_REQUESTS:
+    """A pool connects first; made inside a request, and used in one, it is counted."""
+    ledger, pool = current_work(), book.pool()
+    in_request = (ledger.is_request or ledger.request is not None) and not ledger.over
+    if pool is None or pool not in MADE_IN_REQUESTS or not in_request:
         return
     earlier = born_in_requests(book)
     if earlier:
         incident = Incident("new pool", mark=MADE_IN_REQUESTS[pool], phase=phase_of(ledger, current.clock()))
         incident.detail = (book.name, earlier)
-        incident.expected = () if listeners.expectations is None else listeners.expectations()
+        incident.expected = expected_now()
         ledger.note(incident)
 
 
@@ -359,7 +358,7 @@ def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> 
         now = checkout.taken_at = current.clock()
         checkout.pool = book
         checkout.transaction = checkout.ended = checkout.ended_at = None
-        checkout.raw = False
+        checkout.raw = checkout.told = False
         if ledger.over:
             ledger = detached(ledger)
         checkout.ledger = ledger
@@ -400,11 +399,8 @@ def _look_at_loop(checkout: Checkout, proxy: PoolProxiedConnection) -> None:
         proxy.info[LOOP] = weakref.ref(loop)
         incident = Incident("wrong loop", checkout=checkout, mark=caller(None, 4))
         incident.phase = phase_of(checkout.ledger, checkout.taken_at)
-        incident.expected = () if listeners.expectations is None else listeners.expectations()
-        if checkout.ledger.endless:
-            put(("incident", (checkout.ledger, incident)))
-        else:
-            checkout.ledger.note(incident)
+        incident.expected = expected_now()
+        note_in(checkout.ledger, incident)
 
 
 def _asked_by_session() -> bool:
@@ -432,8 +428,8 @@ def _mark_raw(checkout: Checkout, ledger: Ledger) -> None:
         learn_endpoint(ledger.scope)
     if not ledger.endless:
         checkout.actor = acting(ledger)
-    if listeners.expectations is not None:
-        checkout.expected = listeners.expectations()
+    if incidents.expectations is not None:
+        checkout.expected = incidents.expectations()
 
 
 def _proxy_collected(checkout: Any) -> None:
@@ -452,7 +448,7 @@ def _look_for_nesting(checkout: Checkout, ledger: Ledger, since: float) -> None:
             age = since - held.taken_at
             incident = Incident("nested", checkout=checkout, other=held, mark=caller(None, 4), age=age)
             incident.phase = phase_of(ledger, since)
-            incident.expected = () if listeners.expectations is None else listeners.expectations()
+            incident.expected = expected_now()
             ledger.note(incident)
             return
 

@@ -23,6 +23,7 @@ LAYERS = (
     ("pools", "request_ids", "tally", "sinks.log"),
     ("current",),
     ("standing", "pytest_plugin"),
+    ("incidents",),
     ("listeners",),
     ("wraps", "expecting"),
     ("snapshot",),

@@ -27,7 +27,7 @@ from fastapi import APIRouter
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from session_watch import Finding, Settings, listeners, pools
+from session_watch import Finding, Settings, incidents, pools
 from session_watch.findings import Resolved
 from session_watch.rule_names import OPT_IN
 from session_watch.testing import watching
@@ -130,7 +130,7 @@ def heard(app: Running) -> Iterator[Heard]:
 def a_new_case(app: Running) -> Iterator[None]:
     """Each case begins with nothing left of the one before, and ends without a fault of the watch's own."""
     app.begin()
-    listeners.forget_lines()
+    incidents.forget_lines()
     pools.forget_births()
     yield
     found = app.found()
@@ -447,6 +447,8 @@ def test_checkout_the_server_refused(app: Running, marks: Marks, postgres: Postg
 def test_checkout_that_waits_too_long(app: Running, marks: Marks, heard: Heard) -> None:
     """A warning while it goes on, told once for all who wait, and resolved when the wait is over."""
     small_pool(app.stage, 3)
+    suppressed = app.watch.tally.suppressed
+    covered = suppressed[EXHAUSTED, "covered"]
     with holding(app, *THREE):
         waiters = [wait_in_pool(app, "/pool/wait", turn) for turn in (1, 2)]
         assert shown(sweep(app, 0.5)) == []
@@ -455,7 +457,8 @@ def test_checkout_that_waits_too_long(app: Running, marks: Marks, heard: Heard) 
         assert "2 wait" in finding.summary
         assert_at(finding.opened_site, marks, "leak: pool wait")
         check_holders(finding, marks)
-        assert len(sweep(app, 3)) == len(sweep(app, 9)) == 1
+        assert [len(sweep(app, seconds)) for seconds in (3, 6, 9)] == [1, 1, 1]
+        assert suppressed[EXHAUSTED, "covered"] == covered + 1  # the second waiter, however often it is seen
         assert heard.ends() == []
     assert [waiter.result().json() for waiter in waiters] == [{}, {}]
     assert len(app.found()) == 1
@@ -766,6 +769,17 @@ def test_synchronous_session_on_the_event_loop(app: Running, marks: Marks) -> No
     finding = the_one(advice(app, "sync-session-on-event-loop"))
     assert (finding.severity, finding.route) == ("advice", "/loop/sync-session")
     assert_at(finding.opened_site, marks, "leak: sync session on loop")
+
+
+def test_new_watch_hears_what_is_told_once(app: Running) -> None:
+    """Advice of each line, and of each database, is given once to each watch, not once to the process."""
+    for _ in range(2):
+        with watching(Settings(sweep_interval=NEVER, rules_on=tuple(OPT_IN))) as late:
+            for call in ("POST /late/commit", "GET /engine", "GET /engine", "GET /engine"):
+                app.call(*call.split(" "))
+            app.found_in_the_end()
+            told = [finding.rule for finding in late.findings()]
+            assert (told.count("engine-per-request"), told.count(LATE)) == (1, EXITS_LATE), told
 
 
 def test_asynchronous_session_on_the_event_loop_is_silent(app: Running) -> None:

@@ -278,7 +278,6 @@ FIRES = [
         others=(),
         holder_route=None,
     ),
-    fires("pool-exhausted", "at a lower limit", alive(waiting(0.25, limits={"pool-exhausted": 0.25})), **SUSPICION),
     fires(
         "pool-wait-on-event-loop",
         "at the threshold",
@@ -418,15 +417,9 @@ SILENT = [
         "while the wait blocks the loop, which is told by a rule of its own",
         alive(waiting(5.0, blocks_loop=True)),
     ),
-    silent("pool-exhausted", "under a raised limit", alive(waiting(5.0, limits={"pool-exhausted": 6.0}))),
     silent("pool-wait-on-event-loop", "just under the threshold", alive(waiting(0.5 - EXACT, blocks_loop=True))),
     silent("pool-wait-on-event-loop", "in a worker thread or an asynchronous wait", alive(waiting(5.0))),
     silent("pool-wait-on-event-loop", "when the wait is over", alive(wait(blocks_loop=True))),
-    silent(
-        "pool-wait-on-event-loop",
-        "under a raised limit",
-        alive(waiting(5.0, blocks_loop=True, limits={"pool-wait-on-event-loop": 6.0})),
-    ),
     silent("wrong-event-loop", "when no connection changed loops", alive(held())),
     silent("engine-per-request", "while no pool was born too often", alive()),
     silent("concurrent-use", "when one task uses it after the other", alive(held())),

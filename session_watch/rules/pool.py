@@ -26,7 +26,7 @@ def pool_exhausted(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
     hint = "Let the largest holders give their connections back before slow work."
     report = Report("pool-exhausted", snapshot, settings, hint)
     for wait in snapshot.waits:
-        limit = wait.limits.get(report.rule, settings.pool_wait)
+        limit = settings.pool_wait
         too_long = wait.waited_seconds >= limit and not _blocks_too_long(wait, settings)
         if not wait.told and (wait.outcome is not None or too_long):
             severity = Severity.WARNING if wait.outcome is None else Severity.ERROR
@@ -161,7 +161,7 @@ def pool_wait_on_event_loop(snapshot: Snapshot, settings: Settings) -> Iterator[
         if _blocks_too_long(wait, settings):
             text = (
                 f"{snapshot.work.name} blocks its event loop at {place(wait.opened_site)}: it has waited "
-                f"{wait.waited_seconds:.1f} s (limit {_limit_on_loop(wait, settings):g} s) for a connection of pool "
+                f"{wait.waited_seconds:.1f} s (limit {settings.pool_wait_on_loop:g} s) for a connection of pool "
                 f"{wait.pool}; {_pool(wait)}."
             )
             yield _about(report, text, wait, Severity.ERROR)
@@ -170,8 +170,4 @@ def pool_wait_on_event_loop(snapshot: Snapshot, settings: Settings) -> Iterator[
 def _blocks_too_long(wait: PoolWait, settings: Settings) -> bool:
     """Whether it goes on and blocks a loop for too long, which says more than that the pool is exhausted."""
     goes_on = wait.blocks_loop and wait.outcome is None
-    return goes_on and wait.waited_seconds >= _limit_on_loop(wait, settings)
-
-
-def _limit_on_loop(wait: PoolWait, settings: Settings) -> float:
-    return wait.limits.get("pool-wait-on-event-loop", settings.pool_wait_on_loop)
+    return goes_on and wait.waited_seconds >= settings.pool_wait_on_loop

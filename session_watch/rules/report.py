@@ -8,17 +8,10 @@ from typing import Any
 
 from session_watch.facts import (
     CheckoutFacts,
-    Habit,
-    LateCommit,
-    NestedCheckout,
-    NewPool,
-    Overlap,
-    PoolWait,
-    SharedUse,
+    Sighting,
     Site,
     Snapshot,
     TransactionFacts,
-    WrongLoop,
 )
 from session_watch.findings import Finding, Severity, fingerprint, text_of
 from session_watch.settings import Settings
@@ -26,8 +19,6 @@ from session_watch.statements import masked, summary
 
 NOWHERE = "a place that is not known"
 DOCS = "docs/rules.md"
-# What is seen once, at one line.
-Sighting = Habit | LateCommit | NestedCheckout | NewPool | Overlap | PoolWait | SharedUse | WrongLoop
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from session_watch.facts import Inside, Overlap, Site, Snapshot
 from session_watch.findings import Finding, text_of
-from session_watch.rules.report import Report, known, made, place, stack_of
+from session_watch.rules.report import Report, known, made, place
 from session_watch.settings import Settings
 
 OTHERS = 20
@@ -106,15 +106,13 @@ def used_after_request(snapshot: Snapshot, settings: Settings) -> Iterator[Findi
             f"A session of {snapshot.work.name} was used {use.late_seconds:.2f} s after the request was over, "
             f"by {use.user} at {place(use.opened_site)}; {made(use.created_site)}."
         )
-        yield report.finding(
+        yield report.about(
             text,
+            use,
             sites=(use.opened_site, use.created_site),
             session_id=use.session_id,
             created_site=text_of(use.created_site),
             opened_site=text_of(use.opened_site),
             last_statement=report.statement(use.last_statement),
-            stack=stack_of(use.stack),
             others=({"role": "task", "name": use.user},),
-            subject=use.subject,
-            expected=use.expected,
         )
