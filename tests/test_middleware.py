@@ -730,7 +730,7 @@ def test_hostile_paths(app: FastAPI) -> None:
 )
 def test_hostile_request_id(app: FastAPI, caplog: pytest.LogCaptureFixture, value: bytes) -> None:
     """A request id cannot break the log line, nor grow, nor become a label."""
-    watch = SessionWatch(Settings(), registry=CollectorRegistry())
+    watch = SessionWatch(unadvised(), registry=CollectorRegistry())
     with watch, caplog.at_level(logging.INFO, logger="session_watch"):
         headers = [(b"x-request-id", value)]
         assert call(SessionWatchMiddleware(app, watch=watch), "/leak", headers=headers).status == 200
