@@ -29,6 +29,8 @@ class Histogram:
     def observe(self, values: Iterable[float]) -> None:
         """Count several values at once: sorting them costs less than placing each."""
         ordered = sorted(values)
+        if ordered and ordered[0] < 0.0:  # a clock of somebody's own was set back; a sum may never fall
+            ordered = [max(0.0, value) for value in ordered]
         placed = 0
         for bucket, bound in enumerate(self.bounds):
             up_to = bisect_right(ordered, bound, placed)
@@ -113,7 +115,8 @@ class Tally:
             for fact in done:
                 if fact.__class__ is float:
                     counts.checkouts += 1
-                    counts.seconds += fact
+                    if fact > 0.0:
+                        counts.seconds += fact
                 elif isinstance(fact, tuple):
                     outcome, seconds = fact
                     ended[counts, outcome].append(seconds)

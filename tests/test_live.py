@@ -239,6 +239,9 @@ def test_what_is_held_is_told_while_it_is(app: Running, marks: Marks, heard: Hea
     """Silent just before the threshold, told after it with the line the holder stands at, resolved at its end."""
     with standing(app, live.call):
         assert shown(sweep(app, live.seconds - 1)) == []
+        if live.rule == AFTER and not EXITS_LATE:  # its dependency has closed the session before the response
+            assert shown(sweep(app, 10 * live.seconds)) == []
+            return
         check_live(the_one(sweep(app, live.seconds + 1)), live, marks)
         assert shown(sweep(app, 3 * live.seconds)[1:]) == []
         assert heard.ends() == []
@@ -681,6 +684,14 @@ def test_commit_after_the_response(app: Running, marks: Marks) -> None:
 def test_commit_before_the_response_is_silent(app: Running, call: str) -> None:
     """The endpoint commits, or there is nothing to commit."""
     app.call(*call.split(" "))
+    assert advice(app, LATE) == ()
+
+
+def test_commit_of_a_dependency_that_ends_with_the_endpoint(app: Running) -> None:
+    """``scope="function"``: the code behind the yield runs before the response."""
+    if not live_async.ENDS_WITH_THE_ENDPOINT:
+        pytest.skip("this FastAPI knows no scope of a dependency")
+    app.call("POST", "/late/function-scope")
     assert advice(app, LATE) == ()
 
 

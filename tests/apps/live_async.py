@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
+from inspect import signature
 from typing import Annotated, Any
 
 import anyio
@@ -495,6 +496,18 @@ Late = Annotated[AsyncSession, Depends(commits_after)]
 
 @router.post("/late/commit")
 async def late_commit(db: Late) -> Answer:
+    db.add(Item(name=new_name()))
+    await db.flush()
+    return DONE
+
+
+# Since FastAPI 0.121 a dependency may say that it ends with the endpoint, before the response.
+ENDS_WITH_THE_ENDPOINT: dict[str, Any] = {"scope": "function"} if "scope" in signature(Depends).parameters else {}
+WithTheEndpoint = Annotated[AsyncSession, Depends(commits_after, **ENDS_WITH_THE_ENDPOINT)]
+
+
+@router.post("/late/function-scope")
+async def function_scope(db: WithTheEndpoint) -> Answer:
     db.add(Item(name=new_name()))
     await db.flush()
     return DONE

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, Select, create_engine, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from tests.apps.live_async import DEFERRED, twice
+from tests.apps.live_async import DEFERRED, ENDS_WITH_THE_ENDPOINT, twice
 from tests.apps.live_stage import LINGERING, lingers, locking, slow
 from tests.apps.stage import SyncStage, sync_stage
 from tests.apps.tables import Item, new_name, one_row
@@ -390,6 +390,16 @@ Late = Annotated[Session, Depends(commits_after)]
 
 @router.post("/late/commit")
 def late_commit(db: Late) -> Answer:
+    db.add(Item(name=new_name()))
+    db.flush()
+    return DONE
+
+
+WithTheEndpoint = Annotated[Session, Depends(commits_after, **ENDS_WITH_THE_ENDPOINT)]
+
+
+@router.post("/late/function-scope")
+def function_scope(db: WithTheEndpoint) -> Answer:
     db.add(Item(name=new_name()))
     db.flush()
     return DONE
