@@ -456,7 +456,9 @@ class Books:
         patience = min(self.sweep_interval, limits.idle_in_transaction, limits.held_after_response) / 2
         active = live.look_at_activity(out, at, patience)
         self._tell_active_again(at)
-        for checkout in live.ripe(out, at, limits):
+        ripe = live.ripe(out, at, limits)
+        active |= live.look_closely([checkout for checkout in ripe if checkout not in active], at)
+        for checkout in ripe:
             self._judge_held(checkout, live.held_facts(checkout, active), at, limits)
         for book, ledger, wait in live.long_waits(at, limits):
             if self._judge_wait(book, ledger, wait, at) or (wait.told and wait.over_limit):

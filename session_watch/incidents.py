@@ -16,7 +16,7 @@ from session_watch import current, standing
 from session_watch.call_site import Mark, caller, whoami
 from session_watch.current import current_work, detached, running_task
 from session_watch.inbox import put
-from session_watch.ledger import COMMITTED_LATE, Account, Incident, Ledger, Transaction, phase_of
+from session_watch.ledger import COMMITTED_LATE, Account, Checkout, Incident, Ledger, Transaction, phase_of
 
 # What the running code says that it expects; None until anybody has ever said so.
 expectations: Callable[[], tuple[Any, ...]] | None = None
@@ -168,6 +168,12 @@ def late(account: Account, opened: Transaction, origin: Ledger, user: Ledger, st
     incident = Incident("late", account=account, mark=caller(None, 3), age=since, statement=statement, user=user.name)
     incident.expected = expected_now() + opened.expected
     put(("late", (origin, incident)))
+
+
+def entered(checkout: Checkout) -> None:
+    """Remember by which greenlet a connection without a session executes, where there is one for each call."""
+    me = whoami()
+    checkout.inside = weakref.ref(me) if getattr(me, "parent", None) is not None else None
 
 
 def changed_hands(opened: Transaction, me: Any) -> None:

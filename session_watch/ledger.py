@@ -391,6 +391,8 @@ class Checkout(weakref.ref[Any]):
     last_statement: str | None = None
     last_was_write = False
     wrote_at: float | None = None
+    # The greenlet of the last statement of a connection without a session, by a weak reference.
+    inside: Any = None
     streamed: weakref.ref[Any] | None = None
     seen_active_at = seen_idle_at = 0.0
     # No rule that needs a clock can find anything before; seconds of the clock.

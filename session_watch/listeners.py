@@ -21,6 +21,7 @@ from session_watch.incidents import (
     BLOCKING,
     changed_hands,
     committed_late,
+    entered,
     late,
     mark_late,
     may_block_its_loop,
@@ -343,6 +344,7 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
         opened = checkout.transaction
         if opened is None:
             opened = checkout
+            entered(checkout)
         else:
             if opened.seen is not current_work() or opened.ledger.over:
                 used_elsewhere(opened, statement)

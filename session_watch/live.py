@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from session_watch.facts import HELD_STATES, HeldFacts, Holder, PoolWait
 from session_watch.ledger import Checkout, Ledger, Transaction, phase_of
 from session_watch.pools import PoolBook
 from session_watch.request_ids import request_id_of
-from session_watch.snapshot import checkout_facts, is_out, limits_of, transaction_facts
+from session_watch.snapshot import checkout_facts, is_ending, is_out, limits_of, transaction_facts
 from session_watch.standing import Stack
 from session_watch.wraps import waiting_in
 
@@ -60,13 +61,14 @@ def activity(checkout: Checkout) -> Transaction | Checkout:
 def look_at_activity(out: Sequence[Checkout], at: float, patience: float) -> set[Checkout]:
     """Who is executing now. Asked only for those that were not seen idle since their last statement.
 
-    ``patience``: seconds after a statement's start within which nobody asks.
+    The greenlet of the last statement, and the session's own state, tell it of each by itself; of threads
+    every stack is looked at. ``patience``: seconds after a statement's start within which nobody asks.
     """
     unsure = [c for c in out if _may_be_active(activity(c), at - patience)]
-    if not unsure:
-        return set()
-    used = standing.connections_in_use(_loops(unsure))
-    found = {c for c in unsure if id(c()) in used}
+    found = {c for c in unsure if _is_under_way(activity(c))}
+    if len(found) < len(unsure):
+        used = standing.connections_in_use(())
+        found.update(c for c in unsure if id(c()) in used)
     for checkout in unsure:
         use = activity(checkout)
         if checkout in found:
@@ -74,6 +76,23 @@ def look_at_activity(out: Sequence[Checkout], at: float, patience: float) -> set
         else:
             use.seen_idle_at = at
     return found
+
+
+def look_closely(ripe: Sequence[Checkout], at: float) -> set[Checkout]:
+    """Which of those that are about to be told are in use after all: every task of their loops is looked at."""
+    used = standing.connections_in_use(_loops(ripe)) if ripe else set()
+    found = {c for c in ripe if id(c()) in used}
+    for checkout in found:
+        activity(checkout).seen_active_at = at
+    return found
+
+
+def _is_under_way(use: Transaction | Checkout) -> bool:
+    """Whether the call of its last statement still waits for the driver, or its session is about to commit."""
+    inside = use.inside
+    if isinstance(inside, weakref.ref) and standing.waits_for_driver(inside()):
+        return True
+    return isinstance(use, Transaction) and is_ending(use())
 
 
 def _may_be_active(use: Transaction | Checkout, before: float) -> bool:

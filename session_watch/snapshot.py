@@ -136,7 +136,7 @@ def transaction_facts(opened: Transaction) -> TransactionFacts:
         connected=opened.connected,
         by_close=opened.by_close,
         reopened=opened.reopened,
-        closing=account.closing or _ending(session),
+        closing=account.closing or is_ending(session),
         excused=opened.excused or opened.external or opened.autocommit is True,
         pending=pending,
         failure=_failure(opened),
@@ -156,7 +156,7 @@ def _pending_now(session: Any) -> dict[str, int] | None:
         return None
 
 
-def _ending(session: Any) -> bool:
+def is_ending(session: Any) -> bool:
     """Whether a close, commit or rollback of the session is under way in another task or thread."""
     root = None if session is None else session.get_transaction()
     under_way = getattr(root, "_current_fn", None)

@@ -45,12 +45,15 @@ class Stack:
     role: str
     name: str
     frames: tuple[FrameType, ...]
-    outside: tuple[FrameType, ...] = ()
+    # A task's own frames outside of SQLAlchemy's greenlet; who waits for it is looked up when somebody asks.
+    path: tuple[FrameType, ...] = ()
+    task: asyncio.Task[Any] | None = None
 
     @property
     def mark(self) -> Mark | None:
         """The application's line that has led there."""
-        return next((mark for frame in (*self.outside, *self.frames[:1]) if (mark := application_at(frame))), None)
+        outside = () if self.task is None else (*self.path, *waits_for(self.task))
+        return next((mark for frame in (*outside, *self.frames[:1]) if (mark := application_at(frame))), None)
 
 
 def where(ledger: Ledger, actor: Actor | None) -> Mark | None:
@@ -223,19 +226,18 @@ def _tasks(loop: asyncio.AbstractEventLoop) -> Iterable[asyncio.Task[Any]]:
 
 
 def _inside_sqlalchemy(task: asyncio.Task[Any]) -> Stack | None:
-    outside: list[FrameType] = []
+    path: list[FrameType] = []
     step: Any = task.get_coro()
     for _ in range(DEEPEST):
         if step is None:
             return None
         frame = _frame_of(step)
         if frame is not None:
-            outside.append(frame)
+            path.append(frame)
             if frame.f_code.co_name == "greenlet_spawn":
                 greenlet = frame.f_locals.get("context")
                 frames = tuple(outwards(getattr(greenlet, "gr_frame", None)))
-                around = (*reversed(outside), *waits_for(task))
-                return Stack("task", name_of(task), frames, around) if frames else None
+                return Stack("task", name_of(task), frames, tuple(reversed(path)), task) if frames else None
         step = _awaited(step)
     return None
 
@@ -243,6 +245,11 @@ def _inside_sqlalchemy(task: asyncio.Task[Any]) -> Stack | None:
 def name_of(task: asyncio.Task[Any]) -> str:
     """The task's name and coroutine."""
     return f"{task.get_name()} ({getattr(task.get_coro(), '__qualname__', '?')})"[:100]
+
+
+def waits_for_driver(who: Any) -> bool:
+    """Whether this greenlet is SQLAlchemy's own and stands still in the middle of a call."""
+    return bool(getattr(who, "__sqlalchemy_greenlet_provider__", False)) and who.gr_frame is not None
 
 
 def connections_in_use(loops: Iterable[asyncio.AbstractEventLoop]) -> set[int]:

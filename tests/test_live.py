@@ -55,6 +55,14 @@ FASTAPI = tuple(int(part) for part in version("fastapi").split(".")[:2])
 # When the exit code of a yield dependency runs before the response, nothing in it is late.
 EXITS_LATE = not (0, 106) <= FASTAPI < (0, 118)
 NEVER = 3600.0
+# A table whose inserts are checked at the commit, which takes as long as somebody else holds the lock.
+COMMITS_SLOWLY = f"""
+CREATE TABLE commits_slowly (name text);
+CREATE FUNCTION waits() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_advisory_xact_lock({LOCK}); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER slowly AFTER INSERT ON commits_slowly
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION waits();
+"""
 SWEEP_SECONDS = 0.5
 # For a machine that is busy with something else.
 SLACK_SECONDS = 1.0
@@ -103,6 +111,7 @@ def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         if app.stage.on_postgres:
             with psycopg.connect(plain(app)) as connection:
                 connection.execute("CREATE TABLE deferred (name text UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+                connection.execute(COMMITS_SLOWLY.encode())
         yield app
 
 
@@ -285,6 +294,17 @@ def test_long_statement_is_held_but_not_idle(app: Running, marks: Marks, heard: 
         assert_at(finding.current_site, marks, "leak: held in a statement")
     assert len(app.found_in_the_end()) == 1
     assert heard.ends() == [(HELD, "returned")]
+
+
+def test_long_commit_is_not_idle(app: Running) -> None:
+    """Who waits for a commit, or a connection without a session that executes, uses the database."""
+    only(app, POSTGRES)
+    for call in ("POST /idle/committing", "GET /idle/statement-without-session"):
+        with in_a_statement(app, call):
+            assert shown(sweep(app, 11)) == []
+            assert [held.state for held in app.watch.live()] == ["active"]
+            assert shown(sweep(app, 22)) == []
+    assert shown(app.found_in_the_end()) == []
 
 
 INNOCENT = [

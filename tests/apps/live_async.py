@@ -98,6 +98,21 @@ async def long_statement(stage: Here) -> Answer:
     return DONE
 
 
+@router.post("/idle/committing")
+async def long_commit(stage: Here) -> Answer:
+    async with stage.sessions() as session:
+        await session.execute(text("INSERT INTO commits_slowly VALUES ('a row')"))
+        await session.commit()
+    return DONE
+
+
+@router.get("/idle/statement-without-session")
+async def long_statement_without_session(stage: Here) -> Answer:
+    async with stage.engine.connect() as connection:
+        await connection.execute(locking())
+    return DONE
+
+
 @router.get("/idle/reading")
 async def reading(stage: Here) -> Answer:
     async with stage.sessions() as session:

@@ -99,6 +99,21 @@ def long_statement(stage: Here) -> Answer:
     return DONE
 
 
+@router.post("/idle/committing")
+def long_commit(stage: Here) -> Answer:
+    with stage.sessions() as session:
+        session.execute(text("INSERT INTO commits_slowly VALUES ('a row')"))
+        session.commit()
+    return DONE
+
+
+@router.get("/idle/statement-without-session")
+def long_statement_without_session(stage: Here) -> Answer:
+    with stage.engine.connect() as connection:
+        connection.execute(locking())
+    return DONE
+
+
 @router.get("/idle/reading")
 def reading(stage: Here) -> Answer:
     with stage.sessions() as session:
