@@ -288,12 +288,25 @@ def module_name(filename: str) -> str:
     return inside.replace(os.sep, ".").removesuffix(".__init__").strip(".") or os.path.basename(stem)
 
 
-@lru_cache(maxsize=4096)
+# By the code's id, which stays its own while the code is kept: Python holds two codes equal that differ in nothing
+# but their file, such as one function copied to the same line of another module.
+_sites: dict[tuple[int, int, bool], tuple[CodeType, Site]] = {}
+
+
 def resolve(mark: Mark | None) -> Site | None:
     """The mark as people read it, relative to the working directory where the file lies below it."""
     if mark is None:
         return None
-    code, offset, library = mark
+    key = (id(mark[0]), *mark[1:])
+    known = _sites.get(key)
+    if known is None:
+        if len(_sites) >= MARKS:
+            _sites.clear()
+        known = _sites[key] = (mark[0], _site_of(*mark))
+    return known[1]
+
+
+def _site_of(code: CodeType, offset: int, library: bool) -> Site:
     name = getattr(code, "co_qualname", code.co_name).replace(".<locals>", "")
     text = f"{_shown_path(code.co_filename)}:{_line(code, offset)} in {name}"
     return Site(_one_line(text), _one_line(f"{module_name(code.co_filename)}:{code.co_name}"), library)

@@ -521,7 +521,7 @@ def on_error(context: Any) -> None:
         opened = None if checkout is None else checkout.transaction
         if opened is None:
             return
-        if opened.last_was_write:
+        if opened.last_was_write and context.statement is not None:  # not a commit or rollback that failed after it
             opened.writes -= 1
             opened.last_was_write = False
         opened.error = (

@@ -328,6 +328,22 @@ def test_through_a_library(sessions: sessionmaker[Session], sources: Sources) ->
     assert_at(opened_by(leak, sessions), "here: into the library")
 
 
+COPIED = """
+from sqlalchemy import text
+
+
+def load(session):
+    session.execute(text("SELECT 1"))
+"""
+
+
+def test_same_function_in_two_files(sessions: sessionmaker[Session], sources: Sources) -> None:
+    """Copied to the same line of another file, each is told by its own."""
+    copies = [sources.write(name, COPIED) for name in ("copied_here", "copied_there")]
+    told = [opened_by(copy.load, sessions) for copy in copies]
+    assert [Path(site.partition(":")[0]).stem for site in told] == ["copied_here", "copied_there"]
+
+
 def test_called_back_by_a_library(sessions: sessionmaker[Session], sources: Sources) -> None:
     """A function of the application that a library calls is nearer than who called the library."""
     library = sources.install("odd_library", ODD_LIBRARY)
