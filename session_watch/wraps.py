@@ -40,6 +40,7 @@ from session_watch.ledger import (
 )
 from session_watch.listeners import KEY, account_of, came_back, open_account
 from session_watch.pools import MADE_IN_REQUESTS, POOLS, PoolBook, book_of, born_in_requests
+from session_watch.tracing import note_trace
 
 SESSION_FILE = sqlalchemy.orm.session.__file__
 QUEUE_FILE = sqlalchemy.util.queue.__file__
@@ -285,6 +286,7 @@ def _gave_up(book: PoolBook, ledger: Ledger, since: float, error: BaseException)
         if outcome is not None:
             expected = expected_now()
             waited = current.clock() - since
+            note_trace(ledger)  # when it is judged, the request may be over
             put(("gave up", (book, ledger, caller(None, 3), waited, outcome, describe(error), expected)))
     except Exception as failure:
         ERRORS.failed("Pool.connect", failure)
