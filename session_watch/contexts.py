@@ -6,9 +6,10 @@ import asyncio
 import gc
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from session_watch.ledger import Actor, Ledger
+if TYPE_CHECKING:
+    from session_watch.ledger import Actor, Ledger
 
 Answer = TypeVar("Answer")
 
