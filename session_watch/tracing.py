@@ -53,9 +53,12 @@ def span_of(ledger: Ledger, actor: Actor | None = None) -> Any:
 def note_span(ledger: Ledger) -> None:
     """Remember, weakly, the span in which a work begins: nobody else can look into a plain thread's context."""
     span = span_here()
-    if span is not None:
-        ledger.trace_id = _trace_id(span)
-        ledger.span = weakref.ref(span)
+    try:
+        if span is not None:
+            ledger.trace_id = _trace_id(span)
+            ledger.span = weakref.ref(span)
+    except Exception as error:  # a span of another make than the SDK's
+        ERRORS.failed("span", error)
 
 
 def note_trace(ledger: Ledger) -> None:
@@ -69,10 +72,13 @@ def trace_id_of(ledger: Ledger, span: Any) -> str | None:
 
     The header is what is left of a span that has ended and gone, where OpenTelemetry's middleware is the inner one.
     """
-    if ledger.endless:  # what belongs to no work has no trace in common
-        return None if span is None else _trace_id(span)
-    if ledger.trace_id is None:
-        ledger.trace_id = _from_header(ledger.headers) if span is None else _trace_id(span)
+    try:
+        if ledger.endless:  # what belongs to no work has no trace in common
+            return None if span is None else _trace_id(span)
+        if ledger.trace_id is None:
+            ledger.trace_id = _from_header(ledger.headers) if span is None else _trace_id(span)
+    except Exception as error:
+        ERRORS.failed("trace id", error)
     return ledger.trace_id
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
-from opentelemetry.trace import SpanKind, format_trace_id, use_span
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanKind, format_trace_id, use_span
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -599,6 +600,25 @@ def test_sinks_are_told_where_the_works_span_is_current() -> None:
             assert span_here() is None
         assert span_here() is other
     assert span_here() is None
+
+
+class Odd(NonRecordingSpan):
+    """A span of somebody else's make."""
+
+    def get_span_context(self) -> Any:
+        """Its trace id is no number."""
+        return SimpleNamespace(is_valid=True, trace_id="an id")
+
+
+def test_an_odd_span_costs_no_finding(tmp_path: Path) -> None:
+    """What cannot be made out is counted, and the finding is told without it."""
+    known = dict(ERRORS.internal)
+    with tracing(tmp_path) as (traced, engine), use_span(Odd(INVALID_SPAN_CONTEXT)):
+        with traced.watch.job("nightly"):
+            session = opened(engine)
+        session.close()
+        assert [finding.trace_id for finding in traced.found("left-open")] == [None]
+    assert ERRORS.internal != known
 
 
 ABSENT = """
