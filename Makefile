@@ -43,7 +43,7 @@ compat: $(READY)
 
 # ddtrace brings a pytest plugin of its own, which has no business here.
 neighbours: $(NEIGHBOURS_READY)
-	$(NEIGHBOURS)/bin/pytest -p no:ddtrace tests/test_neighbours.py
+	NEIGHBOURS=all $(NEIGHBOURS)/bin/pytest -p no:ddtrace tests/test_neighbours.py
 
 clean:
 	rm -rf $(VENV) $(NEIGHBOURS) .mypy_cache .pytest_cache .ruff_cache dist

@@ -22,17 +22,14 @@ class Datadog:
 
     def start(self) -> None:
         """Patch."""
-        from ddtrace import patch
-        from ddtrace.trace import TraceFilter, tracer
+        trace = importlib.import_module("ddtrace.trace")
 
-        kept = self._kept
+        def keep(_filter: Any, spans: Any) -> None:
+            self._kept.extend(spans)
 
-        class Kept(TraceFilter):
-            def process_trace(self, trace: Any) -> None:
-                kept.extend(trace)
-
-        tracer.configure(trace_processors=[Kept()])
-        patch(raise_errors=True, **dict.fromkeys(PATCHED, True))
+        kept = type("Kept", (trace.TraceFilter,), {"process_trace": keep})
+        trace.tracer.configure(trace_processors=[kept()])
+        importlib.import_module("ddtrace").patch(raise_errors=True, **dict.fromkeys(PATCHED, True))
 
     def stop(self) -> None:
         """Take the patches off."""

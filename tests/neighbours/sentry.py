@@ -1,7 +1,8 @@
-"""Sentry's integrations with FastAPI, SQLAlchemy and what else it finds, with a transport that keeps everything here."""
+"""Sentry's integrations with FastAPI, SQLAlchemy and what else it finds; nothing leaves the process."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 
@@ -15,22 +16,23 @@ class Sentry:
 
     def start(self) -> None:
         """Initialise the SDK: it patches for good."""
-        import sentry_sdk
-        from sentry_sdk.transport import Transport
+        transport = importlib.import_module("sentry_sdk.transport").Transport
 
-        kept = self._kept
+        def keep(_transport: Any, envelope: Any) -> None:
+            self._kept.extend(item.payload.json for item in envelope.items if item.type == "transaction")
 
-        class Kept(Transport):
-            def capture_envelope(self, envelope: Any) -> None:
-                kept.extend(item.payload.json for item in envelope.items if item.type == "transaction")
-
-        sentry_sdk.init(dsn="http://key@localhost/1", transport=Kept, traces_sample_rate=1.0)
+        self._init(
+            dsn="http://key@localhost/1",
+            transport=type("Kept", (transport,), {"capture_envelope": keep}),
+            traces_sample_rate=1.0,
+        )
 
     def stop(self) -> None:
         """Send nothing any more; its patches stay, there is no way to take them off."""
-        import sentry_sdk
+        self._init()
 
-        sentry_sdk.init()
+    def _init(self, **options: Any) -> None:
+        importlib.import_module("sentry_sdk").init(**options)
 
     def spans(self) -> list[str]:
         """The names of the spans since it was last asked, in order."""

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,9 +23,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from session_watch import SessionWatch, SessionWatchMiddleware, Settings
+from session_watch import Finding, SessionWatch, SessionWatchMiddleware, Settings
 from session_watch.inbox import ERRORS
-from tests.neighbours import NEIGHBOURS
+from tests.neighbours import NEIGHBOURS, Neighbour
 from tests.serving import serve
 
 PATHS = ("/async/fine", "/sync/fine", "/async/left-open", "/sync/left-open", "/async/lost", "/sync/lost")
@@ -35,9 +37,7 @@ def app_on(directory: Path) -> fastapi.FastAPI:
     # Looked up now: some neighbours patch these names.
     app = fastapi.FastAPI()
     async_engine = sqlalchemy.ext.asyncio.create_async_engine(f"sqlite+aiosqlite:///{directory / 'a.db'}")
-    engine = sqlalchemy.create_engine(
-        f"sqlite:///{directory / 's.db'}", connect_args={"check_same_thread": False}
-    )
+    engine = sqlalchemy.create_engine(f"sqlite:///{directory / 's.db'}", connect_args={"check_same_thread": False})
 
     @app.get("/async/fine")
     async def async_fine() -> None:
@@ -74,48 +74,49 @@ def app_on(directory: Path) -> fastapi.FastAPI:
     return app
 
 
-def play(app: Any) -> None:
-    """Send every request to a real server, and stop it."""
-    with serve(app, lifespan="off") as base:
-        for path in PATHS:
-            httpx.get(base + path).raise_for_status()
-
-
 def main(name: str, first: str) -> dict[str, Any]:
     """Together, then theirs alone, then ours alone."""
     neighbour = NEIGHBOURS[name]()
     watch = SessionWatch(Settings(), registry=CollectorRegistry(), sinks=())
     if first == "theirs":
         neighbour.start()
-    watch.attach()
-    if first == "ours":
+        watch.attach()
+    else:
+        watch.attach()
         neighbour.start()
-    seen: dict[str, Any] = {}
+    seen = {"together": play(neighbour, watch, watched=True)}
+    watch.detach()
+    seen["theirs alone"] = play(neighbour, watch, watched=False)
+    watch.attach()
+    neighbour.stop()
+    seen["ours alone"] = play(neighbour, watch, watched=True)
+    watch.detach()
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("session_watch")]
+    return {**seen, "faults": ERRORS.internal, "threads": left}
+
+
+def play(neighbour: Neighbour, watch: SessionWatch, *, watched: bool) -> dict[str, Any]:
+    """Send every request to a new app under a real server; what each of the two has seen of it."""
+    known = len(watch.findings())
     with TemporaryDirectory() as directory:
         app = app_on(Path(directory))
-        # Whoever is attached judges every work; the middleware itself attaches nobody who was detached.
-        watched = SessionWatchMiddleware(app, watch=watch)
-        for step, before in (("together", None), ("theirs alone", watch.detach)):
-            if before is not None:
-                before()
-            known = len(watch.findings())
-            play(watched if step == "together" else app)
-            seen[step] = {"findings": found(watch, known), "spans": neighbour.spans()}
-        watch.attach()
-        neighbour.stop()
-        known = len(watch.findings())
-        play(SessionWatchMiddleware(app_on(Path(directory)), watch=watch))
-        seen["ours alone"] = {"findings": found(watch, known), "spans": neighbour.spans()}
-        watch.detach()
-    seen["faults"] = ERRORS.internal
-    seen["threads"] = [thread.name for thread in threading.enumerate() if thread.name.startswith("session_watch")]
-    return seen
+        # A watch that was detached by hand would be attached again by its middleware.
+        with serve(SessionWatchMiddleware(app, watch=watch) if watched else app, lifespan="off") as base:
+            for path in PATHS:
+                httpx.get(base + path).raise_for_status()
+        spans = [name.replace(directory, "") for name in neighbour.spans()]
+    return {"findings": told(watch.findings()[known:]), "spans": spans}
 
 
-def found(watch: SessionWatch, known: int) -> list[list[str]]:
-    """Rule, route and line of each finding that is new, advice aside."""
-    news = [finding for finding in watch.findings()[known:] if finding.severity != "advice"]
-    return sorted([finding.rule, finding.route, str(finding.opened_site)] for finding in news)
+def told(findings: Sequence[Finding]) -> list[list[str]]:
+    """Rule, route and function of each finding, advice aside."""
+    chosen = [finding for finding in findings if finding.severity != "advice"]
+    return sorted([finding.rule, finding.route, bare(finding.opened_site)] for finding in chosen)
+
+
+def bare(site: str | None) -> str:
+    """The site without the number of its line."""
+    return re.sub(r":\d+ ", " ", str(site))
 
 
 if __name__ == "__main__":
