@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
 
+from session_watch.testing import watching
 from tests.neighbours import NEIGHBOURS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,3 +90,74 @@ def test_every_guilty_and_innocent_app_is_judged_the_same(name: str) -> None:
     seen = re.search(rf"{name} has seen (\d+) spans", said)
     assert seen is not None
     assert int(seen[1]) > 1000
+
+
+def around(function: Callable[..., Any], layers: int) -> Callable[..., Any]:
+    """The function in so many wrappers."""
+    for _ in range(layers):
+
+        def wrapper(*arguments: Any, inner: Callable[..., Any] = function, **named: Any) -> Any:
+            return inner(*arguments, **named)
+
+        function = functools.wraps(function)(wrapper)
+    return function
+
+
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [
+        pytest.param((Engine, "connect"), 1, id="connect"),
+        pytest.param((Engine, "connect"), 3, id="connect, by several"),
+        pytest.param((Engine, "raw_connection"), 1, id="raw_connection"),
+        pytest.param((Connection, "__init__"), 1, id="Connection"),
+    ],
+)
+def test_a_wrapped_engine_still_serves_a_session(
+    method: tuple[type, str], layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stands between a session and the pool, the session is known to hold the connection."""
+    monkeypatch.setattr(*method, around(getattr(*method), layers))
+    with watching() as watch, watch.job("leak"):
+        session = Session(create_engine("sqlite://", poolclass=QueuePool))
+        session.execute(text("SELECT 1"))
+        kept = [session]
+    assert [finding.rule for finding in watch.findings()] == ["left-open"]
+    kept.pop().close()
+
+
+class Choosy(Session):
+    """A session that asks the database which database to use, and forgets to hang up."""
+
+    kept: ClassVar[list[Any]] = []
+
+    def get_bind(self, *arguments: Any, **named: Any) -> Any:
+        """Take a connection of its own on the way."""
+        bind: Any = super().get_bind(*arguments, **named)
+        self.kept.append(bind.connect())
+        return bind
+
+
+def test_a_raw_connection_taken_on_a_sessions_way_stays_one() -> None:
+    """What the application's own code takes below a session is not the session's."""
+    with watching() as watch, watch.job("leak"):
+        engine = create_engine("sqlite://", poolclass=QueuePool)
+        with Choosy(engine) as session:
+            session.execute(text("SELECT 1"))
+    found = [finding.rule for finding in watch.findings() if finding.rule != "nested-connections"]
+    assert set(found) == {"connection-left-open"}
+    while Choosy.kept:
+        Choosy.kept.pop().close()
+
+
+def test_a_raw_connection_taken_by_a_listener_stays_one() -> None:
+    """Also where a session's event stands between."""
+    kept = []
+    with watching() as watch, watch.job("leak"):
+        engine = create_engine("sqlite://", poolclass=QueuePool)
+        session = Session(engine)
+        event.listen(session, "after_begin", lambda *_: kept.append(engine.connect()))
+        with session:
+            session.execute(text("SELECT 1"))
+    found = [finding.rule for finding in watch.findings() if finding.rule != "nested-connections"]
+    assert found == ["connection-left-open"]
+    kept.pop().close()

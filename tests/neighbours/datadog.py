@@ -38,6 +38,6 @@ class Datadog:
                 importlib.import_module(f"ddtrace.contrib.internal.{name}.patch").unpatch()
 
     def spans(self) -> list[str]:
-        """The names of the spans since it was last asked, in order."""
+        """The names of the spans since it was last asked, sorted."""
         told, self._kept[:] = list(self._kept), []
         return sorted(f"{span.name} {span.resource}" for span in told)

@@ -40,7 +40,7 @@ class OpenTelemetry:
         return SQLAlchemyInstrumentor()
 
     def spans(self) -> list[str]:
-        """The names of the spans since it was last asked, in order."""
+        """The names of the spans since it was last asked, sorted."""
         names = sorted(span.name for span in self._kept.get_finished_spans())
         self._kept.clear()
         return names

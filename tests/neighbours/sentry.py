@@ -35,7 +35,7 @@ class Sentry:
         importlib.import_module("sentry_sdk").init(**options)
 
     def spans(self) -> list[str]:
-        """The names of the spans since it was last asked, in order."""
+        """The names of the spans since it was last asked, sorted."""
         told, self._kept[:] = list(self._kept), []
         inner = (f"{span['op']} {span.get('description')}" for each in told for span in each["spans"])
         return sorted([*inner, *(each["transaction"] for each in told)])
