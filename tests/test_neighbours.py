@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -92,6 +92,14 @@ def test_every_guilty_and_innocent_app_is_judged_the_same(name: str) -> None:
     assert int(seen[1]) > 1000
 
 
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """A database in memory, whose pool hands out a connection to each who asks."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    yield engine
+    engine.dispose()
+
+
 def around(function: Callable[..., Any], layers: int) -> Callable[..., Any]:
     """The function in so many wrappers."""
     for _ in range(layers):
@@ -113,12 +121,12 @@ def around(function: Callable[..., Any], layers: int) -> Callable[..., Any]:
     ],
 )
 def test_a_wrapped_engine_still_serves_a_session(
-    method: tuple[type, str], layers: int, monkeypatch: pytest.MonkeyPatch
+    method: tuple[type, str], layers: int, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever stands between a session and the pool, the session is known to hold the connection."""
     monkeypatch.setattr(*method, around(getattr(*method), layers))
     with watching() as watch, watch.job("leak"):
-        session = Session(create_engine("sqlite://", poolclass=QueuePool))
+        session = Session(engine)
         session.execute(text("SELECT 1"))
         kept = [session]
     assert [finding.rule for finding in watch.findings()] == ["left-open"]
@@ -137,23 +145,20 @@ class Choosy(Session):
         return bind
 
 
-def test_a_raw_connection_taken_on_a_sessions_way_stays_one() -> None:
+def test_a_raw_connection_taken_on_a_sessions_way_stays_one(engine: Engine) -> None:
     """What the application's own code takes below a session is not the session's."""
-    with watching() as watch, watch.job("leak"):
-        engine = create_engine("sqlite://", poolclass=QueuePool)
-        with Choosy(engine) as session:
-            session.execute(text("SELECT 1"))
+    with watching() as watch, watch.job("leak"), Choosy(engine) as session:
+        session.execute(text("SELECT 1"))
     found = [finding.rule for finding in watch.findings() if finding.rule != "nested-connections"]
     assert set(found) == {"connection-left-open"}
     while Choosy.kept:
         Choosy.kept.pop().close()
 
 
-def test_a_raw_connection_taken_by_a_listener_stays_one() -> None:
+def test_a_raw_connection_taken_by_a_listener_stays_one(engine: Engine) -> None:
     """Also where a session's event stands between."""
     kept = []
     with watching() as watch, watch.job("leak"):
-        engine = create_engine("sqlite://", poolclass=QueuePool)
         session = Session(engine)
         event.listen(session, "after_begin", lambda *_: kept.append(engine.connect()))
         with session:

@@ -163,6 +163,16 @@ class Routes:
 
         self.traced.kept.append(asyncio.create_task(wait()))
 
+    async def clean_up(self) -> None:
+        """Close what was left open on purpose."""
+        for kept in self.traced.kept:
+            if isinstance(kept, AsyncSession):
+                await kept.close()
+            elif isinstance(kept, Session):
+                kept.close()
+        await self.engine.dispose()
+        self.sync_engine.dispose()
+
     async def fine(self) -> None:
         """Open and close one."""
         async with AsyncSession(self.engine) as session:
@@ -224,7 +234,7 @@ class Routes:
 
 PAGES = (
     *("fine", "left-open", "left-open-in-a-thread", "held", "held-in-a-thread"),
-    *("streamed", "starts-a-task", "used-late"),
+    *("streamed", "starts-a-task", "used-late", "clean-up"),
 )
 
 
@@ -313,6 +323,7 @@ def traced_app(place: Place, directory: Path, sampler: Sampler = ALWAYS_ON) -> I
     try:
         with watch, serve(telling(traced, place(traced, directory / "t.db")), lifespan="off") as traced.url:
             yield traced
+            traced.get("/clean-up")
     finally:
         traced.release.set()
         provider.shutdown()
