@@ -10,16 +10,19 @@ INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(getattr(sys, "_base_execu
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 READY := $(VENV)/.ready-$(VERSION)
 BIN := $(VENV)/bin
+NEIGHBOURS := .neighbours
+NEIGHBOURS_READY := $(NEIGHBOURS)/.ready-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench compat clean
+.PHONY: help demo test bench compat neighbours clean
 
 help:
-	@echo "make demo     run the demo: every pattern and anti-pattern, with its findings"
-	@echo "make test     ruff, mypy and pytest"
-	@echo "make bench    what watching costs"
-	@echo "make compat   the tests against the oldest and newest versions of what we depend on"
-	@echo "make clean    remove the environment and what the tools left"
+	@echo "make demo        run the demo: every pattern and anti-pattern, with its findings"
+	@echo "make test        ruff, mypy and pytest"
+	@echo "make bench       what watching costs"
+	@echo "make compat      the tests against the oldest and newest versions of what we depend on"
+	@echo "make neighbours  the tests beside OpenTelemetry's, Sentry's and Datadog's instrumentation"
+	@echo "make clean       remove the environment and what the tools left"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter (now $(or $(VERSION),none found) as $(PYTHON))."
 
@@ -38,20 +41,26 @@ bench: $(READY)
 compat: $(READY)
 	$(BIN)/python tests/compat/run.py
 
-clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist
+# ddtrace brings a pytest plugin of its own, which has no business here.
+neighbours: $(NEIGHBOURS_READY)
+	NEIGHBOURS=all $(NEIGHBOURS)/bin/pytest -p no:ddtrace tests/test_neighbours.py
 
-$(READY): pyproject.toml
+clean:
+	rm -rf $(VENV) $(NEIGHBOURS) .mypy_cache .pytest_cache .ruff_cache dist
+
+$(READY): EXTRA := dev
+$(NEIGHBOURS_READY): EXTRA := neighbours
+$(READY) $(NEIGHBOURS_READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit(1)' 2>/dev/null || { \
 		echo "$(PYTHON) is $(if $(VERSION),Python $(VERSION) ($(INTERPRETER)),not a Python that runs here); session-watch needs 3.10 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
 		exit 1; }
-	@echo "Building $(VENV) with Python $(VERSION)"
-	@rm -rf $(VENV)
+	@echo "Building $(@D) with Python $(VERSION)"
+	@rm -rf $(@D)
 	@if command -v uv >/dev/null; then \
-		uv venv --quiet --python "$(INTERPRETER)" $(VENV) && \
-		uv pip install --quiet --python $(BIN)/python --editable '.[dev]'; \
+		uv venv --quiet --python "$(INTERPRETER)" $(@D) && \
+		uv pip install --quiet --python $(@D)/bin/python --editable '.[$(EXTRA)]'; \
 	else \
-		"$(INTERPRETER)" -m venv $(VENV) && \
-		PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --editable '.[dev]'; \
+		"$(INTERPRETER)" -m venv $(@D) && \
+		PIP_DISABLE_PIP_VERSION_CHECK=1 $(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRA)]'; \
 	fi
 	@touch $@

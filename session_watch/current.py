@@ -16,6 +16,7 @@ from session_watch.call_site import Mark
 from session_watch.inbox import put
 from session_watch.ledger import OUTSIDE, Actor, Call, CallRef, Ledger, ThreadRef
 from session_watch.request_ids import request_id_of
+from session_watch.tracing import trace_id_here
 
 CURRENT: ContextVar[Ledger] = ContextVar("session_watch", default=OUTSIDE)
 # Set in the copied context of a worker thread's call, so it dies with that call. Never set on an event loop's thread.
@@ -147,6 +148,7 @@ def _new_detached(name: str, origin: Ledger) -> Ledger:
     ledger.started_by = origin.name
     request_id_of(origin)
     ledger.request_id = origin.request_id
+    ledger.trace_id = trace_id_here() or origin.trace_id
     parent = origin.parent
     while parent is not None and parent.over:
         parent = parent.parent

@@ -23,7 +23,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkFacts:
-    """The unit of work a session belongs to, as people name it."""
+    """The unit of work a session belongs to, as people name it. ``span``: the OpenTelemetry span it runs in."""
 
     name: str
     kind: str
@@ -39,6 +39,7 @@ class WorkFacts:
     started_by: str | None = None
     responded_at: float | None = None
     response_ended_at: float | None = None
+    span: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

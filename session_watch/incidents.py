@@ -17,6 +17,7 @@ from session_watch.call_site import Mark, caller, whoami
 from session_watch.current import current_work, detached, running_task
 from session_watch.inbox import put
 from session_watch.ledger import COMMITTED_LATE, Account, Checkout, Incident, Ledger, Transaction, phase_of
+from session_watch.tracing import trace_id_here
 
 # What the running code says that it expects; None until anybody has ever said so.
 expectations: Callable[[], tuple[Any, ...]] | None = None
@@ -167,6 +168,8 @@ def late(account: Account, opened: Transaction, origin: Ledger, user: Ledger, st
     since = current.clock() - (origin.ended_at or current.clock())
     incident = Incident("late", account=account, mark=caller(None, 3), age=since, statement=statement, user=user.name)
     incident.expected = expected_now() + opened.expected
+    if origin.trace_id is None and current_work() is origin:
+        origin.trace_id = trace_id_here()  # a context that was inherited from the request still knows it
     put(("late", (origin, incident)))
 
 

@@ -14,6 +14,7 @@ from session_watch.current import CURRENT, open_ledger
 from session_watch.expecting import decorated
 from session_watch.ledger import Ledger
 from session_watch.raising import raise_if_asked
+from session_watch.tracing import note_span
 
 if TYPE_CHECKING:
     from session_watch.watch import SessionWatch
@@ -44,6 +45,7 @@ class Job:
             ledger.parent = enclosing
             ledger.request = enclosing if enclosing.is_request else enclosing.request
         open_ledger(ledger)
+        note_span(ledger)
         self._entered[ledger] = CURRENT.set(ledger)
         return self
 

@@ -100,6 +100,8 @@ class Ledger:
     request_id: str | None = None
     request_id_header = "x-request-id"
     trace_id: str | None = None
+    # The span that a job began in.
+    span: weakref.ref[Any] | None = None
     started_by: str | None = None
     number: int | None = None
 

@@ -46,6 +46,7 @@ from session_watch.statements import (
     is_plain_dml,
     on_temporary,
 )
+from session_watch.tracing import note_trace
 
 KEY = "session_watch"
 AUTOBEGIN, BEGIN = SessionTransactionOrigin.AUTOBEGIN, SessionTransactionOrigin.BEGIN
@@ -121,6 +122,7 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
         ledger.open.add(opened)
         if hot_routes and (EVERY_ROUTE in hot_routes or ledger.route_label() in hot_routes):
             opened.marks = call_site.callers()
+            note_trace(ledger)  # a span inside of us may be gone when the work is judged
     except Exception as error:
         ERRORS.failed("after_transaction_create", error)
 

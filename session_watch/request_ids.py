@@ -1,4 +1,4 @@
-"""By what ids the log lines of one request are found: the request id header, logging contexts, the trace."""
+"""By what id the log lines of one request are found: the request id header, or a logging context."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from session_watch.contexts import ask_where_it_runs
 from session_watch.inbox import ERRORS
 from session_watch.ledger import Ledger
 
@@ -26,8 +27,8 @@ def request_id_of(ledger: Ledger) -> None:
     """
     if ledger.request_id is None and ledger.kind in ("request", "websocket"):
         try:
-            here = None if ledger.over and ledger.scope is None else _from_contexts()
-            ledger.request_id = _from_header(ledger.headers, ledger.request_id_header) or here
+            header = _from_header(ledger.headers, ledger.request_id_header)
+            ledger.request_id = header or ask_where_it_runs(ledger, _from_contexts)
         except Exception as error:
             ERRORS.failed("request id", error)
     if ledger.over:
@@ -49,13 +50,3 @@ def _from_contexts() -> str | None:
 
         found = correlation_id.get()
     return clean(found) if found else None
-
-
-def trace_id_of(ledger: Ledger) -> None:
-    """Take the trace id of the recording OpenTelemetry span, if OpenTelemetry is there."""
-    if ledger.trace_id is None and ledger.scope is not None and "opentelemetry.trace" in sys.modules:
-        try:
-            context = sys.modules["opentelemetry.trace"].get_current_span().get_span_context()
-            ledger.trace_id = f"{context.trace_id:032x}" if context.is_valid else None
-        except Exception as error:
-            ERRORS.failed("trace id", error)

@@ -28,8 +28,9 @@ from session_watch.facts import (
     WrongLoop,
 )
 from session_watch.inbox import ERRORS
-from session_watch.ledger import Account, Checkout, Incident, Ledger, Transaction, phase_of
-from session_watch.request_ids import request_id_of, trace_id_of
+from session_watch.ledger import Account, Actor, Checkout, Incident, Ledger, Transaction, phase_of
+from session_watch.request_ids import request_id_of
+from session_watch.tracing import span_of, trace_id_of
 from session_watch.wraps import pending_in
 
 
@@ -48,8 +49,8 @@ def freeze(
 
     ``by_itself``: judge it as if the work were over, because that work's end may never come.
     """
-    seen = tuple(incidents)
-    work = work_facts(ledger)
+    seen, out = tuple(incidents), tuple(held)
+    work = work_facts(ledger, _holder_of(out))
     return Snapshot(
         work=replace(work, over=True, succeeded=True) if by_itself else work,
         at=at,
@@ -59,7 +60,7 @@ def freeze(
         shared=tuple(_shared(i) for i in seen if i.kind == "shared"),
         late=tuple(_late(i) for i in seen if i.kind == "late"),
         nested=tuple(_nested(i) for i in seen if i.kind == "nested"),
-        held=tuple(held),
+        held=out,
         waits=tuple(waits),
         wrong_loops=tuple(_wrong_loop(i) for i in seen if i.kind == "wrong loop"),
         new_pools=tuple(_new_pool(i) for i in seen if i.kind == "new pool"),
@@ -69,17 +70,27 @@ def freeze(
     )
 
 
-def work_facts(ledger: Ledger) -> WorkFacts:
+def _holder_of(held: tuple[HeldFacts, ...]) -> Actor | None:
+    """The task or thread that holds what is out, where that is not the work's own."""
+    checkout = cast("Checkout | None", next((each.checkout.subject for each in held), None))
+    if checkout is None:
+        return None
+    return checkout.actor if checkout.transaction is None else checkout.transaction.actor
+
+
+def work_facts(ledger: Ledger, actor: Actor | None = None) -> WorkFacts:
     """The work as it is named now; its ids are looked up here, because only findings need them."""
-    request_id_of(ledger)
-    trace_id_of(ledger)
+    span = span_of(ledger, actor)
+    trace_id = trace_id_of(ledger, span)
+    request_id_of(ledger)  # lets go of the headers of a work that is over
     return WorkFacts(
         name=ledger.name,
         kind=ledger.kind,
         method=ledger.method,
         route=ledger.route_label(),
         request_id=ledger.request_id,
-        trace_id=ledger.trace_id,
+        trace_id=trace_id,
+        span=span,
         status=ledger.status,
         phase=_phase(ledger),
         over=ledger.over,

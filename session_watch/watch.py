@@ -36,10 +36,12 @@ from session_watch.settings import Ignore, Settings, switched_off
 from session_watch.sinks import Sink
 from session_watch.sinks.log import LogSink
 from session_watch.sinks.metrics import WatchCollector
+from session_watch.sinks.span import SpanSink
 from session_watch.snapshot import is_out
 from session_watch.standing import where
 from session_watch.statements import masked, summary
 from session_watch.tally import Tally
+from session_watch.tracing import as_current
 
 # The first rank of those rules that a clock feeds.
 SUSPICIONS = rank("held-after-response")
@@ -75,8 +77,8 @@ class SessionWatch:
 
     ``settings``: default ``Settings.from_env()``. ``registry``: where its metrics are registered while it is
     attached (default: prometheus_client's own). ``sinks``: callables that get each finding (default: the
-    log). ``on_finding``: a callback off the request path, in one thread, at most 1,000 waiting. ``clock``:
-    seconds, monotonic.
+    log and the OpenTelemetry span). ``on_finding``: a callback off the request path, in one thread, at most
+    1,000 waiting. ``clock``: seconds, monotonic.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class SessionWatch:
     ) -> None:
         self.settings = Settings.from_env() if settings is None else settings
         self.registry = prometheus_client.REGISTRY if registry is None else registry
-        self.sinks: tuple[Sink, ...] = (LogSink(self.settings),) if sinks is None else tuple(sinks)
+        self.sinks: tuple[Sink, ...] = (LogSink(self.settings), SpanSink()) if sinks is None else tuple(sinks)
         self.tally = Tally(max_routes=self.settings.max_routes, max_pools=self.settings.max_pools)
         self.attached = self.released = self._start_told = False
         self.last_sweep: float | None = None
@@ -250,8 +252,10 @@ class SessionWatch:
         found = [f for rule in RULES if rule.name in self._active for f in self._check(rule.check, snapshot, rule.name)]
         with self._lock:
             told = [self._remember(f) for f in sorted(found, key=lambda f: rank(f.rule)) if self._admit(f, snapshot)]
-        for finding in told:
-            self._tell(finding)
+        if told:
+            with as_current(snapshot.work.span):
+                for finding in told:
+                    self._tell(finding)
         return tuple(told)
 
     def _check(self, check: Callable[..., Iterable[Finding]], snapshot: Snapshot, name: str) -> list[Finding]:

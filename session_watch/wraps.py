@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import weakref
 from asyncio import _get_running_loop as get_running_loop
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from types import CodeType, FrameType
 from typing import Any
 
+import sqlalchemy.engine.base
 import sqlalchemy.orm.session
 import sqlalchemy.util.queue
 from sqlalchemy.engine import Dialect
@@ -40,9 +42,14 @@ from session_watch.ledger import (
 )
 from session_watch.listeners import KEY, account_of, came_back, open_account
 from session_watch.pools import MADE_IN_REQUESTS, POOLS, PoolBook, book_of, born_in_requests
+from session_watch.tracing import note_trace
 
 SESSION_FILE = sqlalchemy.orm.session.__file__
 QUEUE_FILE = sqlalchemy.util.queue.__file__
+ENGINE_FILE = sqlalchemy.engine.base.__file__
+SQLALCHEMY = os.path.join(os.path.dirname(sqlalchemy.__file__), "")
+# Frames of other people's instrumentation between a Session and the pool.
+WRAPPERS = 6
 # Where a connection remembers the loop it was made on, for as long as it lives.
 LOOP = "session_watch_loop"
 MADE = Ways()
@@ -285,6 +292,7 @@ def _gave_up(book: PoolBook, ledger: Ledger, since: float, error: BaseException)
         if outcome is not None:
             expected = expected_now()
             waited = current.clock() - since
+            note_trace(ledger)  # when it is judged, the request may be over
             put(("gave up", (book, ledger, caller(None, 3), waited, outcome, describe(error), expected)))
     except Exception as failure:
         ERRORS.failed("Pool.connect", failure)
@@ -409,11 +417,21 @@ def _asked_by_session() -> bool:
         code = sys._getframe(6).f_code
     except ValueError:
         return False
-    if code is _asking[0]:
-        return True
-    if code.co_filename == SESSION_FILE:
-        _asking[0] = code
-        return True
+    return code is _asking[0] or _asks_from(sys._getframe(6))
+
+
+def _asks_from(frame: FrameType | None) -> bool:
+    """Whether a Session asks here, or from behind what others have wrapped around the engine's methods."""
+    for _ in range(1 + WRAPPERS):
+        if frame is None:
+            return False
+        code = frame.f_code
+        if code.co_filename == SESSION_FILE and code.co_name == "_connection_for_bind":
+            _asking[0] = code
+            return True
+        if code.co_filename.startswith(SQLALCHEMY) and code.co_filename != ENGINE_FILE:
+            return False
+        frame = frame.f_back
     return False
 
 

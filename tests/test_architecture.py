@@ -19,8 +19,8 @@ PACKAGE = "session_watch"
 LAYERS = (
     ("facts", "rule_names", "statements", "failures", "drivers", "routes", "inbox"),
     ("findings", "settings", "call_site"),
-    ("ledger", "rules", "sinks", "callbacks"),
-    ("pools", "request_ids", "tally", "sinks.log"),
+    ("ledger", "rules", "sinks", "callbacks", "contexts"),
+    ("pools", "request_ids", "tracing", "tally", "sinks.log", "sinks.span"),
     ("current",),
     ("standing", "pytest_plugin"),
     ("incidents",),

@@ -16,9 +16,11 @@ from types import ModuleType
 import pytest
 
 from session_watch import RULES, Settings, Severity, cli
+from session_watch.findings import REPORTED
 from session_watch.rules import Rule
 from session_watch.settings import NOT_FIELDS, variable
 from session_watch.sinks.metrics import METRICS, PREFIX
+from session_watch.sinks.span import LEFT_OUT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -327,3 +329,43 @@ def test_generate_refuses_what_it_does_not_know(generate: ModuleType, capsys: py
     assert "--check" in capsys.readouterr().err
     with pytest.raises(ValueError, match="<!-- word -->"):
         generate.span("no such part", "word")
+
+
+# What OpenTelemetry's conventions have for connections: the instrument, as we would call it, and the unit.
+CONVENTIONS = {
+    "count": ("gauge", "{connection}"),
+    "max": ("gauge", "{connection}"),
+    "idle.max": ("gauge", "{connection}"),
+    "idle.min": ("gauge", "{connection}"),
+    "pending_requests": ("gauge", "{request}"),
+    "timeouts": ("counter", "{timeout}"),
+    "create_time": ("histogram", "s"),
+    "wait_time": ("histogram", "s"),
+    "use_time": ("histogram", "s"),
+}
+OPENTELEMETRY = ROOT / "docs" / "opentelemetry.md"
+ROW = re.compile(rf"^\| `{PREFIX}(\w+)` \| `db\.client\.connection\.([\w.]+)` \| ([\w -]+), `([^`]+)` \|", re.MULTILINE)
+
+
+def test_every_metric_is_said_in_opentelemetrys_words() -> None:
+    """Each has its counterpart, of the same kind and unit, or stands once among those that have none."""
+    text = OPENTELEMETRY.read_text(encoding="utf-8").partition("## Metrics in")[2]
+    rows = ROW.findall(text)
+    kinds = {described.name: described.kind for described in METRICS}
+    for name, counterpart, instrument, unit in rows:
+        kind = {"up-down": "gauge"}.get(instrument.split()[0], instrument)
+        assert (kinds[name], unit) == CONVENTIONS[counterpart]
+        assert kind == kinds[name]
+        assert name.endswith("_seconds") == (unit == "s")
+    tables = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    assert sorted(re.findall(rf"`{PREFIX}(\w+)`", tables)) == sorted(kinds)
+    missing = set(CONVENTIONS) - {counterpart for _, counterpart, _, _ in rows}
+    assert all(f"`db.client.connection.{name}`" in text for name in missing)
+
+
+def test_attributes_that_are_documented_are_those_of_an_event() -> None:
+    """The page names no attribute that no finding has, and leaves out what it says it leaves out."""
+    text = OPENTELEMETRY.read_text(encoding="utf-8")
+    named = set(re.findall(r"`session_watch\.(\w+)`", text)) - {"finding"}
+    assert named <= set(REPORTED) - LEFT_OUT
+    assert all(f"`{name}`" in text for name in LEFT_OUT)

@@ -11,7 +11,8 @@ class Sink(Protocol):
     """Whoever is told of findings: anything that can be called with one, a plain function too.
 
     It is called from any thread, once for each finding that is not suppressed, and also while a request
-    waits: what takes long belongs elsewhere. What it raises is counted and goes no further.
+    waits: what takes long belongs elsewhere. What it raises is counted and goes no further. Where OpenTelemetry
+    is used, the span of the work the finding is about is the current one, whatever the thread.
 
     Three attributes are optional, and called the same way where a sink has them:
 
