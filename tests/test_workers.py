@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -152,3 +154,27 @@ def test_a_stopped_server_leaves_its_counts(tmp_path: Path) -> None:
             server.pids()
             server.play(TEN * 5)
         assert sum(taken_by_worker(tmp_path)) == times * 50
+
+
+@pytest.mark.workers
+def test_what_a_killed_worker_takes_with_it(tmp_path: Path) -> None:
+    """Under load, no more than the answers of its last second are lost; the others' are all there."""
+    with serving("gunicorn", tmp_path, tmp_path / "log") as server:
+        (victim, *_) = server.pids()
+        playing = threading.Thread(target=server.play, args=(["/read"] * 6000,))
+        playing.start()
+        wait_until(lambda: len(server.times) > 3000)
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        playing.join()
+        answers = [at for at, pid in server.times if pid == victim]
+        others = len(server.times) - len(answers)
+        early = sum(at < killed - 1 for at in answers)
+
+        def counted() -> int:
+            return int(total(server.metrics(), "connection_checkouts_total", route="/read"))
+
+        wait_until(lambda: counted() >= others + early)
+        lost = max(0, others + len(answers) - counted())
+        span = killed - sorted(answers)[-lost] if lost else 0.0
+        print(f"of {len(answers)} answers of the killed worker {lost} are not counted: its last {1000 * span:.0f} ms")

@@ -34,12 +34,13 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @dataclass
 class Server:
-    """A server with several workers. ``log``: what it and they have said so far."""
+    """A server with several workers. ``log``: what it and they have said so far; ``times``: when who answered."""
 
     port: int
     process: subprocess.Popen[bytes]
     log: Path
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
+    times: list[tuple[float, int]] = field(default_factory=list)
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> bytes:
         """Ask once, on a connection of its own."""
@@ -63,14 +64,20 @@ class Server:
 
     def _client(self, waiting: list[str], per_connection: int) -> None:
         while waiting:
-            with (
-                socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection,
-                suppress(IndexError),
-            ):
-                for _ in range(per_connection):
+            with suppress(ConnectionError):  # of a worker that was killed
+                self._connected(waiting, per_connection)
+
+    def _connected(self, waiting: list[str], per_connection: int) -> None:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+            for _ in range(per_connection):
+                try:
                     path = waiting.pop()
-                    connection.sendall(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
-                    self.answered[path, _worker(connection)] += 1
+                except IndexError:
+                    return
+                connection.sendall(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
+                pid = _worker(connection)
+                self.answered[path, pid] += 1
+                self.times.append((time.monotonic(), pid))
 
     def pids(self) -> set[int]:
         """The workers that answer now, asked until each has."""
@@ -89,8 +96,12 @@ def _worker(connection: socket.socket) -> int:
     answer = b""
     while True:
         # Uvicorn sends head and body apart: the second would wait 40 ms for the acknowledgement of the first.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        answer += connection.recv(4096)
+        if hasattr(socket, "TCP_QUICKACK"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        received = connection.recv(4096)
+        if not received:
+            raise ConnectionResetError
+        answer += received
         head, end, body = answer.partition(b"\r\n\r\n")
         if end and len(body) == int(head.lower().partition(b"content-length:")[2].split()[0]):
             assert head.startswith(b"HTTP/1.1 200"), answer
