@@ -91,13 +91,15 @@ class Labels:
         """The value itself while there is room for it."""
         if value in self.known:
             return value
-        if not self._takes_in(value):
+        value = _encodable(value)
+        if value not in self.known and not self._takes_in(value):
             self.overflow += 1
             return OTHER
         return value
 
     def shown(self, value: str) -> str:
         """The same for somebody who only looks: nothing is counted."""
+        value = _encodable(value)
         return value if value in self.known or self._takes_in(value) else OTHER
 
     def _takes_in(self, value: str) -> bool:
@@ -107,6 +109,11 @@ class Labels:
             return False
         self.known.add(value)
         return True
+
+
+def _encodable(value: str) -> str:
+    """Half a surrogate pair in one name must not cost the whole exposition."""
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 class Tally:

@@ -193,16 +193,19 @@ class WatchCollector(Collector):
             for labels, histogram in sorted(histograms_of(self._watch, described.name)):
                 family.add_metric(labels, _buckets(histogram), histogram.total)
             return family
-        examples = self._watch.tally.examples if described.name == "findings_total" else {}
         for labels, value in sorted(samples_of(self._watch, described.name)):
             if isinstance(family, GaugeMetricFamily):
                 family.add_metric(labels, value)
             else:
-                never_less = self._never_less(described.name, labels, value)
-                named = dict(zip(described.labels, labels, strict=True))
-                shown = _exemplar(examples.get(labels))
-                family.samples.append(Sample(PREFIX + described.name, named, never_less, None, shown))
+                family.add_metric(labels, self._never_less(described.name, labels, value))
+        if described.name == "findings_total":
+            family.samples = [self._with_exemplar(described, sample) for sample in family.samples]
         return family
+
+    def _with_exemplar(self, described: Described, sample: Sample) -> Sample:
+        labels = tuple(sample.labels[name] for name in described.labels)
+        exemplar = _exemplar(self._watch.tally.examples.get(labels))
+        return sample if exemplar is None else sample._replace(exemplar=exemplar)
 
     def _never_less(self, name: str, labels: tuple[str, ...], value: float) -> float:
         """A checkout that ends while we add is for an instant in neither sum; a counter must not show that."""
@@ -220,8 +223,7 @@ def samples_of(watch: SessionWatch, name: str) -> list[tuple[tuple[str, ...], fl
     """The labels and numbers of a counter or gauge as of now."""
     # Held for one metric at a time: a request that tells a finding waits for it.
     with watch.counting:
-        samples = list(READERS[name](watch))
-    return [(_encodable(labels), value) for labels, value in samples]
+        return list(READERS[name](watch))
 
 
 def histograms_of(watch: SessionWatch, name: str) -> list[tuple[tuple[str, ...], Histogram]]:
@@ -235,14 +237,7 @@ def histograms_of(watch: SessionWatch, name: str) -> list[tuple[tuple[str, ...],
             "connection_wait_seconds": tally.waits,
             "connection_use_seconds": tally.uses,
         }[name]
-        return [(_encodable((label,)), histogram.copy()) for label, histogram in several.items()]
-
-
-def _encodable(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Half a surrogate pair in one name must not cost the whole exposition."""
-    if all(map(str.isascii, labels)):
-        return labels
-    return tuple(label.encode("utf-8", "replace").decode() for label in labels)
+        return [((label,), histogram.copy()) for label, histogram in several.items()]
 
 
 def family_of(described: Described) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
