@@ -178,7 +178,7 @@ class SessionWatch:
             incidents.looks_at_endpoints = True
         if self._clock is not time.monotonic:
             current.clock = self._clock
-        self._exporter = exporting.chosen(self)
+        self._exporter = exporting.chosen(self, self._exporter)
         BOOKS.attach(self)
         self._register()
         return self

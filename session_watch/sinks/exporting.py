@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from session_watch.sinks.metrics import Exporter, SingleProcess
@@ -18,10 +19,12 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _writing: weakref.WeakSet[SessionWatch] = weakref.WeakSet()
 
 
-def chosen(watch: SessionWatch) -> Exporter:
-    """The exporter for this watch, as the environment has it now."""
+def chosen(watch: SessionWatch, before: Exporter | None = None) -> Exporter:
+    """The exporter for this watch, as the environment has it now; the one of ``before`` if it still is right."""
     directory = os.environ.get(VARIABLE, "")
     if not directory or any(other.attached for other in _writing if other is not watch):
-        return SingleProcess(watch)
+        return before if isinstance(before, SingleProcess) else SingleProcess(watch)
+    if isinstance(before, Multiprocess) and before.directory == Path(directory):
+        return before  # it knows what it has written
     _writing.add(watch)
     return Multiprocess(watch, directory)
