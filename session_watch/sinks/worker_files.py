@@ -190,6 +190,11 @@ def remove_gauges_of_the_dead(directory: Path) -> None:
                 os.close(lock)
 
 
+def has_others(directory: Path) -> bool:
+    """Whether more than one worker has left anything for the moment: those that live, and the latest dead."""
+    return len({path.name.rpartition("-")[2] for path in directory.glob(f"{LIVE}*_{NAME}*.db")}) > 1
+
+
 def files_in(directory: Path, *, ours: bool) -> Iterator[str]:
     """Every file of numbers that is ours, or that is not."""
     return (str(path) for path in sorted(directory.glob("*.db")) if (f"_{NAME}" in path.name) == ours)
