@@ -453,8 +453,11 @@ class SessionWatch:
 
     def export_all(self) -> None:
         """The same now, and with everything that requests have left to be added up: the process may end."""
-        BOOKS.drain()
-        self._exporter.swept()
+        try:
+            BOOKS.drain()
+            self._exporter.swept()
+        except Exception as error:
+            ERRORS.failed("export", error)
 
     def forked(self) -> None:
         """Begin anew in a child process: locks do not survive a fork."""

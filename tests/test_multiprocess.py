@@ -24,10 +24,19 @@ from session_watch.inbox import ERRORS
 from session_watch.sinks import multiprocess
 from session_watch.sinks.metrics import METRICS, PREFIX
 from session_watch.sinks.multiprocess import STAGE, Multiprocess
-from session_watch.sinks.worker_files import HEADER, NumbersFile, WorkerFiles, remove_gauges_of_the_dead
+from session_watch.sinks.worker_files import (
+    HEADER,
+    QUESTION,
+    NumbersFile,
+    WorkerFiles,
+    _put_number,
+    ask,
+    have_answered,
+    remove_gauges_of_the_dead,
+)
 from tests.asgi import call
 from tests.without_advice import unadvised
-from tests.workers import Samples, parsed, total
+from tests.workers import Samples, parsed, total, wait_until
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 KEPT: list[Session] = []
@@ -275,6 +284,58 @@ def test_emptied_directory(directory: Path, engine: Engine) -> None:
         called(watch, engine, "/lose")
         assert total(scraped(watch.registry), "transactions_total", outcome="closed_uncommitted") == 1
         assert total(read_by_others(directory), "transactions_total", outcome="closed_uncommitted") == 1
+
+
+# A scrape asks the others
+
+
+def test_question(directory: Path) -> None:
+    """A question is answered when every worker that lives has answered it, or a later one."""
+    one, other = WorkerFiles(directory), WorkerFiles(directory)
+    question = ask(directory)
+    assert one.question() == other.question() == question
+    one.answer(question)
+    assert not have_answered(directory, question)
+    other.answer(ask(directory))
+    assert have_answered(directory, question)
+    later = ask(directory)
+    assert not have_answered(directory, later)
+    one.answer(later)
+    other.abandon()
+    assert have_answered(directory, later)
+    one.close()
+
+
+def test_question_that_was_drowned_out(directory: Path) -> None:
+    """Where two ask at once and the earlier is written last, the later is asked again."""
+    files = WorkerFiles(directory)
+    earlier = ask(directory)
+    later = ask(directory)
+    _put_number(directory / QUESTION, earlier)
+    assert not have_answered(directory, later)
+    assert files.question() == later
+    files.close()
+
+
+def test_worker_that_does_not_answer(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is stopped holds a scrape up no longer than so long."""
+    monkeypatch.setattr(multiprocess, "PATIENCE", 0.05)
+    stopped = WorkerFiles(directory)
+    with watching() as watch:
+        assert call(metrics_app(watch)).status == 200
+    stopped.close()
+
+
+def test_answer(directory: Path, engine: Engine) -> None:
+    """A worker that is asked writes what it has, also what is not added up yet."""
+    with watching(Settings(sweep_interval=60)) as watch:
+        called(watch, engine, "/commit", "/lose")
+        scraper = WorkerFiles(directory)
+        question = ask(directory)
+        scraper.answer(question)
+        wait_until(lambda: have_answered(directory, question))
+        assert total(read_by_others(directory), "transactions_total") == 2
+        scraper.close()
 
 
 # Whose the registry is

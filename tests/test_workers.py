@@ -88,9 +88,10 @@ def test_totals(kind: str, requests: int, tmp_path: Path) -> None:
     with serving(kind, directory, tmp_path / "log") as server:
         living = server.pids()
         server.play(TEN * (requests // len(TEN)))
+        at_once = totals(server.metrics()) == expected(requests)
         wait_until(lambda: totals(server.metrics()) == expected(requests))
         by_file, by_worker = taken_by_worker(directory), answered_by_worker(server)
-        print(f"{kind}: {dict(by_worker)}, in the files {by_file}")
+        print(f"{kind}: {dict(by_worker)}, in the files {by_file}; exact at the first scrape: {at_once}")
         assert sorted(n for n in by_file if n) == sorted(by_worker.values())
         wait_until(lambda: total(server.metrics(), "transactions_open", route="/leak") == sum(held(server).values()))
 

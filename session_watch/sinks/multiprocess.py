@@ -31,7 +31,7 @@ from session_watch.sinks.metrics import (
     histograms_of,
     samples_of,
 )
-from session_watch.sinks.worker_files import WorkerFiles, files_in, has_others, remove_gauges_of_the_dead
+from session_watch.sinks.worker_files import WorkerFiles, ask, files_in, have_answered, remove_gauges_of_the_dead
 from session_watch.tally import Histogram
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ INTERVAL = 0.1
 # The share of one core's time that may go into writing; where more would, it is written less often.
 SHARE = 0.02
 RETRY_SECONDS = 10.0
+PATIENCE = 1.0
+POLL_SECONDS = 0.005
 Series = tuple[str, tuple[str, ...]]
 
 
@@ -64,6 +66,7 @@ class Multiprocess:
         self._lock = threading.Lock()
         self._next = self._retry = 0.0
         self._changes = -1
+        self._answered = 0
         self._left = True
 
     @property
@@ -89,9 +92,8 @@ class Multiprocess:
             self._watch.registry.unregister(self._collector)
 
     def _leave(self) -> None:
-        if self._files is None:
-            return
-        self.write()
+        if self._files is not None:
+            self.write()
         with self._lock:
             self._left = True
             if self._files is not None:
@@ -99,7 +101,11 @@ class Multiprocess:
                 self._files = None
 
     def export(self) -> None:
-        """Write the counters that have changed, if it is time."""
+        """Write everything if somebody asks for it, else the counters that have changed if it is time."""
+        files = self._files
+        if files is not None and (question := files.question()) > self._answered:
+            self._answer(question)
+            return
         begun = time.monotonic()
         if begun >= self._next and self._changes != self._watch.tally.changes:
             self._write(moment=False)
@@ -135,16 +141,32 @@ class Multiprocess:
     def registry(self) -> CollectorRegistry:
         """All workers' numbers, ours and the application's.
 
-        Takes a moment while there are other workers: they write what they had counted when they were asked.
+        Takes a moment while there are other workers: each writes what it had counted when it was asked.
         """
-        if self.usable and has_others(self.directory):
-            time.sleep(1.5 * INTERVAL)
+        if self.usable:
+            self._have_all_write()
         if self._watch.registry is not prometheus_client.REGISTRY:
             return self._watch.registry
         registry = CollectorRegistry()
         registry.register(self._collector)
         registry.register(Others(self.directory))
         return registry
+
+    def _have_all_write(self) -> None:
+        """Wait until every worker has written; for a second at most, for one may be stopped or very busy."""
+        deadline = time.monotonic() + PATIENCE
+        with suppress(OSError):  # no room for a question: then as they have last written it
+            question = ask(self.directory)
+            self._answer(question)
+            while not have_answered(self.directory, question) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+
+    def _answer(self, question: int) -> None:
+        self.write()
+        with self._lock, suppress(OSError):
+            self._answered = question
+            if self._files is not None:
+                self._files.answer(question)
 
     # Writing
 

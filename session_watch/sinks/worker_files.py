@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,9 @@ HEADER = struct.Struct("ii")
 LENGTH = struct.Struct("i")
 VALUE = struct.Struct("dd")
 LIVE = "gauge_live"
+# Whoever scrapes puts a number there, and each worker in its lock when it has written what it had counted by then.
+QUESTION = f"{NAME}question"
+NUMBER = struct.Struct("q")
 
 
 class NumbersFile:
@@ -100,6 +104,7 @@ class WorkerFiles:
         try:
             self._lock_id = os.fstat(self._lock).st_ino
             remove_gauges(directory, self.number)  # of whoever had the number before
+            self.answer(0)  # takes the room that later answers need
         except BaseException:
             os.close(self._lock)
             raise
@@ -110,6 +115,14 @@ class WorkerFiles:
         if file is None:
             file = self._files[kind] = NumbersFile(self._directory / f"{kind}_{NAME}{self.number}.db")
         return file
+
+    def question(self) -> int:
+        """The latest that was asked; 0 if none was."""
+        return _number_in(self._directory / QUESTION)
+
+    def answer(self, question: int) -> None:
+        """Say that everything is written that had been counted when this was asked."""
+        _write(self._lock, NUMBER.pack(question), 0)
 
     @property
     def removed(self) -> bool:
@@ -190,9 +203,44 @@ def remove_gauges_of_the_dead(directory: Path) -> None:
                 os.close(lock)
 
 
-def has_others(directory: Path) -> bool:
-    """Whether more than one worker has left anything for the moment: those that live, and the latest dead."""
-    return len({path.name.rpartition("-")[2] for path in directory.glob(f"{LIVE}*_{NAME}*.db")}) > 1
+def ask(directory: Path) -> int:
+    """Ask every worker to write what it has counted; gives the number of the question."""
+    question = time.time_ns()
+    _put_number(directory / QUESTION, question)
+    return question
+
+
+def have_answered(directory: Path, question: int) -> bool:
+    """Whether every living worker has, since this question was asked; it is asked again if it was drowned out."""
+    if _number_in(directory / QUESTION) < question:
+        _put_number(directory / QUESTION, question)
+    return all(_number_in(path) >= question or not _is_held(path) for path in directory.glob(f"{NAME}*.lock"))
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        lock = _locked(path, create=False)
+    except FileNotFoundError:
+        return False
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def _put_number(path: Path, number: int) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _write(file, NUMBER.pack(number), 0)
+    finally:
+        os.close(file)
+
+
+def _number_in(path: Path) -> int:
+    """The number that stands there; 0 if there is none."""
+    try:
+        return int(NUMBER.unpack(path.read_bytes())[0])
+    except (OSError, struct.error):
+        return 0
 
 
 def files_in(directory: Path, *, ours: bool) -> Iterator[str]:
