@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from gunicorn.config import Config as GunicornConfig  # type: ignore[import-untyped]  # it ships no types
 
 from session_watch import RULES, Settings, Severity, cli
 from session_watch.rules import Rule
@@ -217,12 +216,17 @@ def _sets(arguments: list[str]) -> None:
     assert Settings.from_env(environ) != Settings()
 
 
+def _serves(arguments: list[str]) -> None:
+    gunicorn = pytest.importorskip("gunicorn.config")  # not on Windows
+    gunicorn.Config().parser().parse_args(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "pip": _installs,
     "make": _makes,
     "python": _runs,
     "export": _sets,
-    "gunicorn": lambda arguments: GunicornConfig().parser().parse_args(arguments),
+    "gunicorn": _serves,
     "session-watch": lambda arguments: cli._parser().parse_args(arguments),
 }
 
