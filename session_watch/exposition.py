@@ -53,8 +53,8 @@ def metrics_app(watch: SessionWatch | None = None) -> ASGIApp:
             return
         encoder, content_type = _negotiated(_header(scope, b"accept"))
         compressed = _accepts_gzip(_header(scope, b"accept-encoding"))
-        registry = watch if watch is not None else default_watch()
-        answer = await scrapes.answer(lambda: registry.exposed, encoder, content_type, compressed=compressed)
+        asked = watch if watch is not None else default_watch()
+        answer = await scrapes.answer(lambda: asked.exposed, encoder, content_type, compressed=compressed)
         await _send(answer, send, whole=method == "GET")
 
     return app
@@ -82,7 +82,12 @@ class Scrapes:
                 _deliver(loop, future, answer)
 
             # Not one of the pool's threads, which synchronous endpoints may all hold while they wait for a connection.
-            threading.Thread(target=encode, name="session_watch scrape", daemon=True).start()
+            try:
+                threading.Thread(target=encode, name="session_watch scrape", daemon=True).start()
+            except RuntimeError as error:  # the process has as many threads as it may
+                del self._under_way[key]
+                ERRORS.failed("exposition", error)
+                return BROKEN
         return await asyncio.shield(future)
 
 
