@@ -14,38 +14,36 @@ NEIGHBOURS := .neighbours
 NEIGHBOURS_READY := $(NEIGHBOURS)/.ready-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench compat neighbours clean
+.PHONY: help demo test workers bench compat neighbours clean
 
 help:
-	@echo "make demo        run the demo: every pattern and anti-pattern, with its findings"
-	@echo "make test        ruff, mypy and pytest"
-	@echo "make bench       what watching costs"
-	@echo "make compat      the tests against the oldest and newest versions of what we depend on"
-	@echo "make neighbours  the tests beside OpenTelemetry's, Sentry's and Datadog's instrumentation"
-	@echo "make clean       remove the environment and what the tools left"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter (now $(or $(VERSION),none found) as $(PYTHON))."
 
-demo: $(READY)
+demo: $(READY) ## run the demo: every pattern and anti-pattern, with its findings
 	$(BIN)/session-watch demo
 
-test: $(READY)
+test: $(READY) ## ruff, mypy and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-bench: $(READY)
+workers: $(READY) ## totals over several workers, with ten thousand requests to each server
+	$(BIN)/pytest -m workers -s
+
+bench: $(READY) ## what watching costs
 	$(BIN)/python -m benchmarks
 
-compat: $(READY)
+compat: $(READY) ## the tests against the oldest and newest versions of what we depend on
 	$(BIN)/python tests/compat/run.py
 
 # ddtrace brings a pytest plugin of its own, which has no business here.
-neighbours: $(NEIGHBOURS_READY)
+neighbours: $(NEIGHBOURS_READY) ## the tests beside OpenTelemetry's, Sentry's and Datadog's instrumentation
 	NEIGHBOURS=all $(NEIGHBOURS)/bin/pytest -p no:ddtrace tests/test_neighbours.py
 
-clean:
+clean: ## remove the environments and what the tools left
 	rm -rf $(VENV) $(NEIGHBOURS) .mypy_cache .pytest_cache .ruff_cache dist
 
 $(READY): EXTRA := dev

@@ -96,13 +96,18 @@ def _meaning(setting: Field[object]) -> str:
 
 def metric_table() -> str:
     """One row per metric."""
-    return table(("metric", "type", "labels", "meaning"), [_metric(described) for described in metrics.METRICS])
+    heads = ("metric", "type", "labels", "of several workers", "meaning")
+    return table(heads, [_metric(described) for described in metrics.METRICS])
 
 
-def _metric(described: metrics.Described) -> tuple[str, str, str, str]:
+ACROSS = {"livesum": "sum", "livemax": "largest", "livemin": "smallest"}
+
+
+def _metric(described: metrics.Described) -> tuple[str, str, str, str, str]:
     bounds = ", ".join(f"{bound:g}" for bound in BUCKETS.get(described.name, ()))
     meaning = f"{described.help} Buckets: {bounds}." if bounds else described.help
-    return f"`{metrics.PREFIX}{described.name}`", described.kind, _code(described.labels), meaning
+    name, across = f"`{metrics.PREFIX}{described.name}`", ACROSS[described.across]
+    return name, described.kind, _code(described.labels), across, meaning
 
 
 # --- Parts and files -----------------------------------------------------------------------------

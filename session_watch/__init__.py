@@ -3,8 +3,9 @@
 __version__ = "0.1.0"
 
 from session_watch.expecting import expect
+from session_watch.exposition import metrics_app
 from session_watch.findings import Finding, Resolved, Severity
-from session_watch.middleware import SessionWatchMiddleware, metrics_app
+from session_watch.middleware import SessionWatchMiddleware
 from session_watch.raising import SessionLeakError, SessionLeakWarning
 from session_watch.rules import RULES
 from session_watch.settings import Ignore, Settings

@@ -78,6 +78,16 @@ class Watcher(Protocol):
     def swept(self, at: float, held: Mapping[tuple[str, str], int]) -> None:
         """Take note of a sweep, and of how many connections each route holds in each state."""
 
+    @property
+    def export_interval(self) -> float:
+        """Seconds within which what was counted is to be exported."""
+
+    def export(self) -> None:
+        """Put what has been counted where other processes read it, if there is such a place and it is time."""
+
+    def forked(self) -> None:
+        """Begin anew in a child process."""
+
     def internal_error(self, stage: str, error: str) -> None:
         """Tell a fault of our own."""
 
@@ -172,6 +182,8 @@ class Books:
         self.counting = threading.RLock()
         self.teller = None
         self._forget()
+        for watcher in self.watchers:
+            watcher.forked()
 
     # Works
 
@@ -257,6 +269,11 @@ class Books:
         return min((w.sweep_interval for w in self.watchers), default=1.0)
 
     @property
+    def pause(self) -> float:
+        """Seconds for which the teller may sleep, unless the bell rings."""
+        return min(self.sweep_interval, *(w.export_interval for w in self.watchers), 60.0)
+
+    @property
     def limits(self) -> Limits:
         """The shortest thresholds that any watch asks for."""
         several = [w.limits for w in self.watchers]
@@ -268,12 +285,14 @@ class Books:
         me = threading.current_thread()
         while self.teller is me:
             with contextlib.suppress(queue.Empty):
-                BELL.get(timeout=self.sweep_interval)
+                BELL.get(timeout=self.pause)
             if self.teller is not me:
                 return
             try:
                 self.drain()
                 self._sweep_if_due()
+                for watcher in self.watchers:
+                    watcher.export()
             except Exception as error:
                 ERRORS.failed("teller", error)
 

@@ -7,20 +7,19 @@ from collections.abc import Awaitable, Callable
 from threading import get_ident
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from session_watch import __version__, current, pools, routes
 from session_watch.books import BOOKS
 from session_watch.current import CURRENT, current_work, open_ledgers, task_in
+from session_watch.exposition import metrics_app
 from session_watch.inbox import ERRORS
 from session_watch.ledger import EXCLUDED, Ledger
 from session_watch.raising import raise_if_asked
 from session_watch.routes import METHODS
 from session_watch.settings import Settings
 from session_watch.watch import SessionWatch, default_watch
+from session_watch.workers import workers_here
 
 KEY = "session_watch"
 WATCHED = frozenset(("http", "websocket"))
@@ -75,6 +74,8 @@ class SessionWatchMiddleware:
             return
         if not BOOKS.watchers or KEY in scope or kind not in WATCHED:
             await self.app(scope, receive, send)
+            if kind == "lifespan":  # the process ends, perhaps by a signal, which runs no exit handler
+                self.watch.export_all()
             return
         # One coroutine only: each level costs every await of the request.
         if BOOKS.teller is None:  # a process that was forked off has none yet
@@ -115,7 +116,7 @@ class SessionWatchMiddleware:
         self.watch.started(
             {
                 "version": __version__,
-                "mode": "single process: with several workers each scrape sees one",
+                "mode": _mode(self.watch),
                 "outermost": self._is_outermost(scope.get("app")),
                 "pools": sorted(state.name for state in pools.states()),
                 "rules_off": sorted(self.watch.settings.rules_off),
@@ -209,34 +210,17 @@ def _watching_receive(ledger: Ledger, receive: Receive) -> Receive:
     return watching
 
 
+def _mode(watch: SessionWatch) -> str:
+    """Whose numbers a scrape sees, and why not more."""
+    if watch.export_trouble:
+        return f"each scrape sees one worker: PROMETHEUS_MULTIPROC_DIR cannot be used ({watch.export_trouble})"
+    if watch.mode == "multiprocess":
+        return "multiprocess: each scrape sees all workers"
+    several = workers_here() > 1
+    return "several workers without PROMETHEUS_MULTIPROC_DIR: each scrape sees one" if several else "single process"
+
+
 def _checked_path(path: str | None) -> str | None:
     if path is not None and (not str(path).startswith("/") or path == "/"):
         raise ValueError(f'metrics_path is {path!r}; a path such as "/metrics", or None, is accepted.')
     return path
-
-
-def metrics_app(watch: SessionWatch | None = None) -> ASGIApp:
-    """An ASGI app that answers with the metrics of the watch's registry (default: the process's own watch).
-
-    The text is encoded off the event loop.
-    """
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        registry = (watch if watch is not None else default_watch()).registry
-        accepted = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-        body, content_type = await run_in_threadpool(_encode, registry, accepted)
-        headers = [
-            (b"content-type", content_type.encode("latin-1")),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-    return app
-
-
-def _encode(registry: CollectorRegistry, accepted: str) -> tuple[bytes, str]:
-    encoder, content_type = choose_encoder(accepted)
-    return encoder(registry), content_type

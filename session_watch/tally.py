@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from session_watch.findings import Finding, Resolved
 from session_watch.inbox import ERRORS
@@ -14,17 +15,43 @@ WAIT_BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10
 USE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 WORK_BUCKETS = (1.0, 2.0, 3.0, 5.0, 10.0)
 OTHER = "<other>"
+# Names of our own for what has no template: they need no room, for there will never be more of them.
+OWN = frozenset((OTHER, "<unmatched>", "<unknown>", "<outside>", "<test>"))
+
+
+class Example(NamedTuple):
+    """A request that was counted: its ids, the value counted, and when (seconds since 1970)."""
+
+    trace_id: str | None
+    request_id: str | None
+    value: float
+    at: float
 
 
 class Histogram:
-    """Counts per bucket and their sum; ``bounds`` are the upper bounds, the last count is beyond them."""
+    """Counts per bucket and their sum; ``bounds`` are the upper bounds, the last count is beyond them.
 
-    __slots__ = ("bounds", "counts", "total")
+    ``examples`` has, for some bounds, the last request that was seen to fall within them.
+    """
+
+    __slots__ = ("bounds", "counts", "examples", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self.examples: dict[float, Example] = {}
+
+    def copy(self) -> Histogram:
+        """The same numbers, which no longer change."""
+        copied = Histogram(self.bounds)
+        copied.counts, copied.total, copied.examples = self.counts[:], self.total, dict(self.examples)
+        return copied
+
+    def note(self, example: Example) -> None:
+        """Remember a request of the bucket that its value falls within."""
+        place = bisect_left(self.bounds, example.value)
+        self.examples[(*self.bounds, float("inf"))[place]] = example
 
     def observe(self, values: Iterable[float]) -> None:
         """Count several values at once: sorting them costs less than placing each."""
@@ -66,16 +93,29 @@ class Labels:
         """The value itself while there is room for it."""
         if value in self.known:
             return value
-        if len(self.known) < self.most or value.startswith("<"):
-            self.known.add(value)
-            return value
-        self.overflow += 1
-        return OTHER
+        value = _encodable(value)
+        if value not in self.known and not self._takes_in(value):
+            self.overflow += 1
+            return OTHER
+        return value
 
     def shown(self, value: str) -> str:
         """The same for somebody who only looks: nothing is counted."""
-        fits = value in self.known or len(self.known) < self.most or value.startswith("<")
-        return value if fits else OTHER
+        value = _encodable(value)
+        return value if value in self.known or self._takes_in(value) else OTHER
+
+    def _takes_in(self, value: str) -> bool:
+        if value in OWN:
+            return True
+        if len(self.known) >= self.most:
+            return False
+        self.known.add(value)
+        return True
+
+
+def _encodable(value: str) -> str:
+    """Half a surrogate pair in one name must not cost the whole exposition."""
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 class Tally:
@@ -94,6 +134,15 @@ class Tally:
         self.findings: dict[tuple[str, str, str, str], int] = defaultdict(int)
         self.resolved: dict[tuple[str, str, str], int] = defaultdict(int)
         self.suppressed: dict[tuple[str, str], int] = defaultdict(int)
+        # Of each count of findings, the last request that was.
+        self.examples: dict[tuple[str, ...], Example] = {}
+        # How often anything was counted: equal to what it was, and every count is.
+        self.changes = 0
+
+    def recall(self, routes: Iterable[str]) -> None:
+        """Let these routes keep the room they have taken before this process began."""
+        for route in routes:
+            self.routes.shown(route)
 
     def counts_of(self, method: str, route: str) -> RouteCounts:
         """The counts of one method and route, within the bound."""
@@ -103,9 +152,10 @@ class Tally:
             counts = self.by_route[key] = RouteCounts()
         return counts
 
-    def add(self, several: Iterable[tuple[Ledger, Sequence[Done], int]]) -> None:
+    def add(self, several: Sequence[tuple[Ledger, Sequence[Done], int]]) -> None:
         """Add what works have done: the seconds of each ended checkout, each ended transaction, the peak."""
         by_route = self.by_route
+        self.changes += bool(several)
         ended: dict[tuple[RouteCounts, str], list[float]] = defaultdict(list)
         peaks = []
         for ledger, done, peak in several:
@@ -132,27 +182,42 @@ class Tally:
     def add_pool(self, name: str, waits: Iterable[float], uses: Iterable[float]) -> None:
         """Add the waits and holds of one pool, in seconds."""
         pool = self.pools.of(name)
+        self.changes += 1
         self.waits[pool].observe(waits)
         self.uses[pool].observe(uses)
 
     def add_timeout(self, pool: str, route: str) -> None:
         """Count a checkout that gave up."""
+        self.changes += 1
         self.timeouts[self.pools.of(pool), self.routes.of(route)] += 1
 
     def add_invalidation(self, pool: str, reason: str) -> None:
         """Count a connection that was thrown away."""
+        self.changes += 1
         self.invalidations[self.pools.of(pool), reason] += 1
 
-    def add_finding(self, finding: Finding) -> None:
-        """Count a finding that is told."""
-        self.findings[finding.rule, finding.severity.value, finding.method, self.routes.of(finding.route)] += 1
+    def add_finding(self, finding: Finding, at: float) -> None:
+        """Count a finding that is told, ``at`` seconds since 1970."""
+        self.changes += 1
+        key = (finding.rule, finding.severity.value, finding.method, self.routes.of(finding.route))
+        self.findings[key] += 1
+        if finding.trace_id or finding.request_id:
+            self.examples[key] = Example(finding.trace_id, finding.request_id, 1.0, at)
+
+    def note_wait(self, finding: Finding, seconds: float, at: float) -> None:
+        """Remember the request of a wait that was told and is over: an example of long ones."""
+        if finding.trace_id or finding.request_id:
+            example = Example(finding.trace_id, finding.request_id, seconds, at)
+            self.waits[self.pools.shown(finding.pool or "")].note(example)
 
     def add_resolved(self, resolved: Resolved) -> None:
         """Count a finding that is over."""
+        self.changes += 1
         self.resolved[resolved.rule, self.routes.of(resolved.route), resolved.how] += 1
 
     def add_suppressed(self, rule: str, reason: str) -> None:
         """Count a finding that is not told: ``expected``, ``ignored`` or ``covered``."""
+        self.changes += 1
         self.suppressed[rule, reason] += 1
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import itertools
 import threading
@@ -33,9 +32,9 @@ from session_watch.raising import SessionLeakError, is_proved_error
 from session_watch.request_ids import request_id_of
 from session_watch.rules import BLAME, RULES, rank
 from session_watch.settings import Ignore, Settings, switched_off
-from session_watch.sinks import Sink
+from session_watch.sinks import Sink, exporting
 from session_watch.sinks.log import LogSink
-from session_watch.sinks.metrics import WatchCollector
+from session_watch.sinks.metrics import Exporter
 from session_watch.sinks.span import SpanSink
 from session_watch.snapshot import is_out
 from session_watch.standing import where
@@ -45,6 +44,8 @@ from session_watch.tracing import as_current
 
 # The first rank of those rules that a clock feeds.
 SUSPICIONS = rank("held-after-response")
+# What these tell is a wait for a connection.
+WAITS = ("pool-exhausted", "pool-wait-on-event-loop")
 HOT_SECONDS = 3600.0
 EPISODES = 10_000
 _numbers = itertools.count(1)
@@ -106,7 +107,7 @@ class SessionWatch:
         self._episodes: dict[object, list[Finding]] = {}
         self._hot: dict[str, float] = {}
         self._callback = Callback(on_finding) if on_finding is not None else None
-        self._collector = WatchCollector(self)
+        self._exporter: Exporter = exporting.chosen(self)
 
     # Attaching
 
@@ -119,6 +120,31 @@ class SessionWatch:
     def sweep_interval(self) -> float:
         """Seconds between two looks at what is open."""
         return self.settings.sweep_interval
+
+    @property
+    def export_interval(self) -> float:
+        """Seconds within which what was counted is to be exported."""
+        return self._exporter.interval or self.sweep_interval
+
+    @property
+    def counting(self) -> threading.RLock:
+        """Held while a number changes."""
+        return self._lock
+
+    @property
+    def mode(self) -> str:
+        """How the metrics are kept: ``single`` (each process has its own) or ``multiprocess``."""
+        return self._exporter.mode
+
+    @property
+    def export_trouble(self) -> str:
+        """What keeps the metrics from being exported as they should; empty if nothing does."""
+        return self._exporter.trouble
+
+    @property
+    def exposed(self) -> CollectorRegistry:
+        """What a scrape is answered with: the watch's registry, or that of all workers together."""
+        return self._exporter.registry()
 
     @property
     def limits(self) -> Limits:
@@ -154,13 +180,14 @@ class SessionWatch:
             incidents.looks_at_endpoints = True
         if self._clock is not time.monotonic:
             current.clock = self._clock
+        self._exporter = exporting.chosen(self, self._exporter)
         BOOKS.attach(self)
         self._register()
         return self
 
     def _register(self) -> None:
         try:
-            self.registry.register(self._collector)
+            self._exporter.attach()
         except ValueError as error:  # another watch of this process already answers for this registry
             ERRORS.failed("metrics registry", error)
 
@@ -173,8 +200,7 @@ class SessionWatch:
         if self._clock is not time.monotonic and current.clock is self._clock:
             current.clock = time.monotonic
         listeners.hot_routes.clear()
-        with contextlib.suppress(KeyError):  # it never got in
-            self.registry.unregister(self._collector)
+        self._exporter.detach()
         if self._callback is not None:
             self._callback.stop()
 
@@ -334,7 +360,7 @@ class SessionWatch:
             # What is certain now takes the place of what was suspected of it.
             before = [f for f in self._episodes.get(episode, ()) if f.certain or not finding.certain]
             self._episodes[episode] = [*before, finding]
-        self.tally.add_finding(finding)
+        self.tally.add_finding(finding, time.time())
         if self.settings.evidence == "auto" and finding.severity is not Severity.ADVICE:
             self._look_closer(finding.route)
         return finding
@@ -378,6 +404,8 @@ class SessionWatch:
             )
             with self._lock:
                 self.tally.add_resolved(resolved)
+                if finding.rule in WAITS:
+                    self.tally.note_wait(finding, resolved.held_seconds, time.time())
             self._to_sinks("resolved", resolved)
 
     def _to_sinks(self, name: str, *values: Any) -> None:
@@ -421,6 +449,24 @@ class SessionWatch:
         with self._lock:
             for route in [route for route, until in self._hot.items() if until < at]:
                 self._look_no_closer(route)
+        self._exporter.swept()
+
+    def export(self) -> None:
+        """Put what has been counted where other processes read it, if there is such a place and it is time."""
+        self._exporter.export()
+
+    def export_all(self) -> None:
+        """The same now, and with everything that requests have left to be added up: the process may end."""
+        try:
+            BOOKS.drain()
+            self._exporter.swept()
+        except Exception as error:
+            ERRORS.failed("export", error)
+
+    def forked(self) -> None:
+        """Begin anew in a child process: locks do not survive a fork."""
+        self._lock = threading.RLock()
+        self._exporter.forked()
 
     def internal_error(self, stage: str, error: str) -> None:
         """Tell a fault of our own, once an hour."""

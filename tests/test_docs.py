@@ -19,6 +19,7 @@ from session_watch import RULES, Settings, Severity, cli
 from session_watch.findings import REPORTED
 from session_watch.rules import Rule
 from session_watch.settings import NOT_FIELDS, variable
+from session_watch.sinks import exporting
 from session_watch.sinks.metrics import METRICS, PREFIX
 from session_watch.sinks.span import LEFT_OUT
 
@@ -212,7 +213,14 @@ def _runs(arguments: list[str]) -> None:
 
 def _sets(arguments: list[str]) -> None:
     environ = dict(argument.split("=", 1) for argument in arguments)
+    if set(environ) == {exporting.VARIABLE}:
+        return
     assert Settings.from_env(environ) != Settings()
+
+
+def _serves(arguments: list[str]) -> None:
+    gunicorn = pytest.importorskip("gunicorn.config")  # not on Windows
+    gunicorn.Config().parser().parse_args(arguments)
 
 
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
@@ -220,6 +228,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "make": _makes,
     "python": _runs,
     "export": _sets,
+    "gunicorn": _serves,
     "session-watch": lambda arguments: cli._parser().parse_args(arguments),
 }
 

@@ -1,22 +1,26 @@
-"""Prometheus metrics of one watch: the table of them all, and a collector over plain numbers."""
+"""Prometheus metrics of one watch: the table of them all, and an exporter that reads plain numbers when scraped."""
 
 from __future__ import annotations
 
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import sqlalchemy
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, Exemplar, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from session_watch import __version__, current, pools
 from session_watch.books import BOOKS
 from session_watch.current import open_ledgers
 from session_watch.inbox import ERRORS
 from session_watch.ledger import Ledger
-from session_watch.tally import Histogram, Labels
+from session_watch.request_ids import clean
+from session_watch.tally import Example, Histogram, Labels
 
 if TYPE_CHECKING:
     from session_watch.watch import SessionWatch
@@ -25,12 +29,13 @@ PREFIX = "session_watch_"
 
 
 class Described(NamedTuple):
-    """One metric: its kind, its labels, and one sentence of help."""
+    """One metric: its kind, its labels, one sentence of help, and how the gauges of several workers become one."""
 
     name: str
     kind: str
     labels: tuple[str, ...]
     help: str
+    across: str = "livesum"
 
 
 METRICS: tuple[Described, ...] = (
@@ -50,7 +55,7 @@ METRICS: tuple[Described, ...] = (
         "Session transactions ended, by outcome.",
     ),
     Described("transactions_open", "gauge", ("route",), "Session transactions open now."),
-    Described("oldest_transaction_age_seconds", "gauge", ("route",), "Age of the oldest open transaction."),
+    Described("oldest_transaction_age_seconds", "gauge", ("route",), "Age of the oldest open transaction.", "livemax"),
     Described("transaction_duration_seconds", "histogram", ("outcome",), "How long transactions lasted."),
     Described("connection_checkouts_total", "counter", ("method", "route"), "Connections taken from pools."),
     Described("connection_seconds_total", "counter", ("method", "route"), "Seconds for which connections were held."),
@@ -60,7 +65,14 @@ METRICS: tuple[Described, ...] = (
     Described("connections", "gauge", ("pool", "state"), "Connections of the pool, used and idle."),
     Described("connections_peak", "gauge", ("pool",), "Most connections used at once since the last sweep."),
     Described("connections_max", "gauge", ("pool",), "Most connections the pool gives out; absent without a bound."),
-    Described("pool_utilization_ratio", "gauge", ("pool",), "Used connections as a share of the most possible."),
+    # A sum or a mean would hide the one worker whose pool is full.
+    Described(
+        "pool_utilization_ratio",
+        "gauge",
+        ("pool",),
+        "Used connections as a share of the most possible, of the fullest worker.",
+        "livemax",
+    ),
     Described("pending_checkouts", "gauge", ("pool",), "Callers that wait for a connection now."),
     Described("connection_wait_seconds", "histogram", ("pool",), "How long callers waited for a connection."),
     Described("connection_use_seconds", "histogram", ("pool",), "How long connections were out."),
@@ -79,14 +91,83 @@ METRICS: tuple[Described, ...] = (
         "gauge",
         ("version", "sqlalchemy", "python", "mode"),
         "Versions, and how the metrics are kept.",
+        "livemax",
     ),
-    Described("last_sweep_timestamp_seconds", "gauge", (), "When open works were last looked at."),
+    Described(
+        "last_sweep_timestamp_seconds",
+        "gauge",
+        (),
+        "When open works were last looked at, by the worker that is latest with it.",
+        "livemin",
+    ),
     Described("internal_errors_total", "counter", ("stage",), "Faults of session_watch itself."),
     Described("events_dropped_total", "counter", ("reason",), "Events let go because a bound was reached."),
     Described("label_overflow_total", "counter", ("label",), "Label values shown as <other>."),
 )
 BY_NAME = {described.name: described for described in METRICS}
 Samples = Iterator[tuple[tuple[str, ...], float]]
+
+
+class Exporter(Protocol):
+    """How the numbers of one watch reach whoever scrapes."""
+
+    mode: str
+    """``single`` or ``multiprocess``, as ``build_info`` has it."""
+    trouble: str
+    """What keeps it from exporting as it should; empty if nothing does."""
+    interval: float | None
+    """Within how many seconds it wants to export what was counted; None if only a scrape reads it."""
+
+    def attach(self) -> None:
+        """Be there for scrapes of the watch's registry. Raises ValueError if another watch answers there."""
+
+    def detach(self) -> None:
+        """Export what is left, and answer no longer."""
+
+    def export(self) -> None:
+        """Put what has been counted where other processes read it, if there is such a place and it is time."""
+
+    def swept(self) -> None:
+        """The same, with all that holds for this moment only."""
+
+    def forked(self) -> None:
+        """Begin anew in a child process, which has counted nothing so far."""
+
+    def registry(self) -> CollectorRegistry:
+        """What ``metrics_app`` is to encode."""
+
+
+class SingleProcess:
+    """The exporter of a process that stands for itself: nothing is done before somebody scrapes."""
+
+    mode, trouble = "single", ""
+
+    def __init__(self, watch: SessionWatch) -> None:
+        self.interval: float | None = None
+        self._registry = watch.registry
+        self._collector = WatchCollector(watch)
+
+    def attach(self) -> None:
+        """Register the collector."""
+        self._registry.register(self._collector)
+
+    def detach(self) -> None:
+        """Take it out again."""
+        with suppress(KeyError):  # it never got in
+            self._registry.unregister(self._collector)
+
+    def export(self) -> None:
+        """Nothing: the numbers are read where they are."""
+
+    def swept(self) -> None:
+        """Nothing, likewise."""
+
+    def forked(self) -> None:
+        """Nothing, likewise."""
+
+    def registry(self) -> CollectorRegistry:
+        """The watch's own."""
+        return self._registry
 
 
 class WatchCollector(Collector):
@@ -98,28 +179,33 @@ class WatchCollector(Collector):
 
     def describe(self) -> Iterator[Metric]:
         """The names alone, so that registering collects nothing."""
-        for described in METRICS:
-            yield _family(described)
+        return described_only()
 
     def collect(self) -> Iterator[Metric]:
         """Every metric as of now."""
         BOOKS.drain()
-        with self._watch._lock:
-            families = [self._filled(described) for described in METRICS]
-        yield from families
+        for described in METRICS:
+            yield self._filled(described)
 
     def _filled(self, described: Described) -> Metric:
-        family = _family(described)
+        family = family_of(described)
         if isinstance(family, HistogramMetricFamily):
-            for labels, histogram in sorted(self._histograms(described.name)):
+            for labels, histogram in sorted(histograms_of(self._watch, described.name)):
                 family.add_metric(labels, _buckets(histogram), histogram.total)
             return family
-        for labels, value in sorted(self._samples(described.name)):
-            if isinstance(family, CounterMetricFamily):
-                family.add_metric(labels, self._never_less(described.name, labels, value))
-            elif isinstance(family, GaugeMetricFamily):
+        for labels, value in sorted(samples_of(self._watch, described.name)):
+            if isinstance(family, GaugeMetricFamily):
                 family.add_metric(labels, value)
+            else:
+                family.add_metric(labels, self._never_less(described.name, labels, value))
+        if described.name == "findings_total":
+            family.samples = [self._with_exemplar(described, sample) for sample in family.samples]
         return family
+
+    def _with_exemplar(self, described: Described, sample: Sample) -> Sample:
+        labels = tuple(sample.labels[name] for name in described.labels)
+        exemplar = _exemplar(self._watch.tally.examples.get(labels))
+        return sample if exemplar is None else sample._replace(exemplar=exemplar)
 
     def _never_less(self, name: str, labels: tuple[str, ...], value: float) -> float:
         """A checkout that ends while we add is for an instant in neither sum; a counter must not show that."""
@@ -127,23 +213,35 @@ class WatchCollector(Collector):
         self._highest[key] = max(value, self._highest.get(key, 0.0))
         return self._highest[key]
 
-    def _histograms(self, name: str) -> list[tuple[tuple[str, ...], Histogram]]:
-        tally = self._watch.tally
+
+def described_only() -> Iterator[Metric]:
+    """Every metric without a number."""
+    return map(family_of, METRICS)
+
+
+def samples_of(watch: SessionWatch, name: str) -> list[tuple[tuple[str, ...], float]]:
+    """The labels and numbers of a counter or gauge as of now."""
+    # Held for one metric at a time: a request that tells a finding waits for it.
+    with watch.counting:
+        return list(READERS[name](watch))
+
+
+def histograms_of(watch: SessionWatch, name: str) -> list[tuple[tuple[str, ...], Histogram]]:
+    """The labels and counts of a histogram as of now."""
+    tally = watch.tally
+    with watch.counting:
         if name == "connections_per_work":
-            return [((), tally.per_work)]
+            return [((), tally.per_work.copy())]
         several = {
             "transaction_duration_seconds": tally.durations,
             "connection_wait_seconds": tally.waits,
             "connection_use_seconds": tally.uses,
         }[name]
-        return [((label,), histogram) for label, histogram in several.items()]
-
-    def _samples(self, name: str) -> Samples:
-        read = READERS[name]
-        return read(self._watch)
+        return [((label,), histogram.copy()) for label, histogram in several.items()]
 
 
-def _family(described: Described) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
+def family_of(described: Described) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
+    """The metric without a number."""
     name = PREFIX + described.name
     if described.kind == "counter":
         return CounterMetricFamily(name, described.help, labels=described.labels)
@@ -152,12 +250,31 @@ def _family(described: Described) -> CounterMetricFamily | GaugeMetricFamily | H
     return HistogramMetricFamily(name, described.help, labels=described.labels)
 
 
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    buckets, so_far = [], 0
+def _buckets(histogram: Histogram) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
+    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+    so_far = 0
     for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         so_far += count
-        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(so_far)))
+        # One that was noted of a wait which came to nothing belongs to no count.
+        exemplar = _exemplar(histogram.examples.get(bound)) if count else None
+        bucket = ("+Inf" if bound == float("inf") else str(bound), float(so_far))
+        buckets.append(bucket if exemplar is None else (*bucket, exemplar))
     return buckets
+
+
+# What OpenMetrics allows, in names and values together.
+EXEMPLAR_CHARACTERS = 128
+
+
+def _exemplar(example: Example | None) -> Exemplar | None:
+    """The ids of the request that was counted last; None if it has none, or they are too long."""
+    if example is None:
+        return None
+    ids = {"trace_id": example.trace_id, "request_id": example.request_id}
+    labels = {name: cleaned for name, given in ids.items() if given and (cleaned := clean(given))}
+    if not labels or sum(map(len, (*labels, *labels.values()))) > EXEMPLAR_CHARACTERS:
+        return None
+    return Exemplar(labels, example.value, example.at)
 
 
 def _route(watch: SessionWatch, ledger: Ledger) -> str:
@@ -279,7 +396,7 @@ def _works(watch: SessionWatch) -> Samples:
 
 
 def _build_info(watch: SessionWatch) -> Samples:
-    yield (__version__, sqlalchemy.__version__, platform.python_version(), "single"), 1
+    yield (__version__, sqlalchemy.__version__, platform.python_version(), watch.mode), 1
 
 
 def _last_sweep(watch: SessionWatch) -> Samples:
