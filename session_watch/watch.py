@@ -467,6 +467,9 @@ class SessionWatch:
         """Begin anew in a child process: locks do not survive a fork."""
         self._lock = threading.RLock()
         self._exporter.forked()
+        self._to_sinks("forked")
+        if self._callback is not None:
+            self._callback.forked()
 
     def internal_error(self, stage: str, error: str) -> None:
         """Tell a fault of our own, once an hour."""

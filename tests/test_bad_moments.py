@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -238,6 +239,43 @@ def test_interpreter_that_shuts_down(ending: str) -> None:
     assert program.returncode == 0, program.stderr
     assert "Traceback" not in program.stderr
     assert "Exception ignored" not in program.stderr
+
+
+FORKS = """
+import os, threading
+from sqlalchemy import QueuePool, create_engine, text
+from sqlalchemy.orm import Session
+from session_watch import SessionWatch, Settings
+heard = threading.Event()
+watch = SessionWatch(Settings(), on_finding=lambda finding: heard.set()).attach()
+engine = create_engine("sqlite://", poolclass=QueuePool)
+locks = [watch._lock, watch.sinks[0]._lock, watch._callback._starting]
+held = threading.Barrier(2)
+def hold():
+    for lock in locks:
+        lock.acquire()
+    held.wait()
+    threading.Event().wait()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+child = os.fork()
+if child:
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+with watch.job("in the child"):
+    left = Session(engine)
+    left.execute(text("SELECT 1"))
+os._exit(0 if heard.wait(10) else 3)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_fork_while_every_lock_is_held() -> None:
+    """The child begins with locks of its own: it logs its finding and calls ``on_finding``."""
+    program = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert program.returncode == 0, program.stderr
+    assert "session_watch.finding in the child still held a connection" in program.stderr
 
 
 def standing_app(engine: AsyncEngine, reached: threading.Barrier) -> FastAPI:

@@ -14,11 +14,12 @@ class Sink(Protocol):
     waits: what takes long belongs elsewhere. What it raises is counted and goes no further. Where OpenTelemetry
     is used, the span of the work the finding is about is the current one, whatever the thread.
 
-    Three attributes are optional, and called the same way where a sink has them:
+    Four attributes are optional, and called the same way where a sink has them:
 
     - ``resolved(resolved: Resolved) -> None``: a finding that had been told open has ended.
     - ``started(info: Mapping[str, Any]) -> None``: watching has begun; ``info`` says how.
     - ``internal_error(stage: str, error_class: str) -> None``: the watch itself failed, and went on.
+    - ``forked() -> None``: this is a child process now; locks and threads have stayed with the parent.
     """
 
     def __call__(self, finding: Finding, /) -> object:

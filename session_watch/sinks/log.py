@@ -142,6 +142,10 @@ class LogSink:
         """Log that watching has begun, with ``info`` as the keys."""
         self._tell("info", "started", info)
 
+    def forked(self) -> None:
+        """Begin anew in a child process: a lock that somebody held there is never let go here."""
+        self._lock = threading.Lock()
+
     def internal_error(self, stage: str, error_class: str) -> None:
         """Log that the watch itself failed at ``stage``, once an hour for each stage."""
         with self._lock:
