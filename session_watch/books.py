@@ -32,6 +32,8 @@ BY_ITSELF_AFTER = 1.0
 DONE_LIMIT = 100
 # What these have told is over when the connection is used again.
 IDLE_RULES = ("idle-in-transaction", "held-after-response")
+# Bound once: Python 3.11 looks up a method of an imported object anew for every call.
+no_longer_open = open_ledgers.discard
 LEFT_LIMIT = 10_000
 SETTLED_LIMIT = 256
 # Seconds to wait for whoever has the books in hand: a sink may hold them up for ever.
@@ -190,7 +192,7 @@ class Books:
             ERRORS.failed("route name", failure)
             ledger.route = routes.UNKNOWN
         ledger.over = True
-        open_ledgers.discard(ledger)
+        no_longer_open(ledger)
         found: Told = ()
         if ledger.open or ledger.held or (ledger.suspicious and (ledger.suspects or ledger.incidents)):
             try:

@@ -96,10 +96,10 @@ def trust(app_packages: tuple[str, ...], helper_packages: tuple[str, ...]) -> No
         ways.forget()
 
 
-def learn_endpoint(scope: Mapping[str, Any]) -> None:
+def learn_endpoint(scope: Mapping[str, Any] | None) -> None:
     """Count the package of the request's endpoint as the application's own, wherever it is installed."""
     try:
-        module = scope["endpoint"].__module__
+        module = scope["endpoint"].__module__  # type: ignore[index]  # outside of a request: a TypeError
         known = module in _endpoint_modules
     except (KeyError, AttributeError, TypeError):  # no endpoint yet, one without a module, or an odd one
         return
@@ -108,6 +108,14 @@ def learn_endpoint(scope: Mapping[str, Any]) -> None:
 
 
 _endpoint_modules: set[str] = set()
+
+
+def _no_scope() -> Mapping[str, Any] | None:
+    return None
+
+
+# The scope of the request that runs here; told by whoever knows whose work it is.
+running_scope: Callable[[], Mapping[str, Any] | None] = _no_scope
 
 
 def _remember_endpoint_module(module: str) -> None:
@@ -139,10 +147,15 @@ def _walk(ways: Ways | None, depth: int) -> Mark | None:
     frame = first = _innermost(depth + 1)
     before: FrameType | None = None
     steps = depth - 1
+    learned = False
     while frame is not None:
         code = frame.f_code
         kind = _kinds.get(code.co_filename)
         if kind is None:
+            kind = _classify(code.co_filename)
+        if kind == LIBRARY and not learned:  # unless it is of the endpoint's package: asked for when it matters
+            learned = True
+            learn_endpoint(running_scope())
             kind = _classify(code.co_filename)
         if kind:
             if kind == APPLICATION:
@@ -200,6 +213,7 @@ def _innermost(depth: int) -> FrameType | None:
             outside: FrameType | None = parent.gr_frame
             if outside is not None and not _runs_sync(outside):
                 return outside
+            learn_endpoint(running_scope())
             return _application_inside(sys._getframe(depth)) or outside
     return sys._getframe(depth)
 

@@ -48,6 +48,8 @@ from session_watch.statements import (
 
 KEY = "session_watch"
 AUTOBEGIN, BEGIN = SessionTransactionOrigin.AUTOBEGIN, SessionTransactionOrigin.BEGIN
+# Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
+known_blocking = BLOCKING.get
 OPENED = Ways()
 EXECUTED = Ways()
 EVERY_ROUTE = "*"
@@ -257,7 +259,7 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
         if checkout is None:
             return
         mark = opened.mark
-        if BLOCKING.get(id(mark)) is not mark and get_running_loop() is not None:
+        if known_blocking(id(mark)) is not mark and get_running_loop() is not None:
             may_block_its_loop(opened, connection)
         if checkout.transaction is None and not checkout.raw:
             checkout.transaction = opened

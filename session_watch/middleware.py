@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
 from threading import get_ident
+from types import MethodType
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -27,6 +28,7 @@ WATCHED = frozenset(("http", "websocket"))
 # Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
 enter, leave = CURRENT.set, CURRENT.reset
 now_open = open_ledgers.add
+settle = BOOKS.settle
 new = object.__new__
 
 
@@ -85,18 +87,19 @@ class SessionWatchMiddleware:
             ERRORS.failed("middleware", error)
             ledger = EXCLUDED
         if ledger is not EXCLUDED:
-            receive, send = _watching_receive(ledger, receive), _watching_send(ledger, send)
+            # Methods of a pair: a closure for each would be made and thrown away more slowly.
+            receive, send = MethodType(_received, (ledger, receive)), MethodType(_sent, (ledger, send))
         token = enter(ledger)
         try:
             await self.app(scope, receive, send)
         except BaseException as error:
             leave(token)
             if ledger is not EXCLUDED:
-                raise_if_asked(BOOKS.settle(ledger, type(error)), error)
+                raise_if_asked(settle(ledger, type(error)), error)
             raise
         leave(token)
         if ledger is not EXCLUDED:
-            found = BOOKS.settle(ledger, None)
+            found = settle(ledger, None)
             if found:
                 raise_if_asked(found, None)
 
@@ -181,32 +184,28 @@ def _open_encloser(enclosing: Ledger | None) -> Ledger | None:
     return None if enclosing is None or enclosing.endless or enclosing.kind == "excluded" else enclosing
 
 
-def _watching_send(ledger: Ledger, send: Send) -> Send:
+def _sent(watched: tuple[Ledger, Send], message: Message) -> Awaitable[None]:
     """Note when the response starts and ends. No coroutine of its own: the server's is handed on."""
-
-    def watching(message: Message) -> Awaitable[None]:
-        kind = message["type"]
-        if kind == "http.response.start":
-            ledger.status = message["status"]
-            ledger.responded_at = current.clock()
-        elif kind == "http.response.body":
-            if not message.get("more_body"):
-                ledger.response_ended_at = current.clock()
-        elif kind == "websocket.accept":
-            ledger.responded_at = current.clock()
-        return send(message)
-
-    return watching
+    ledger, send = watched
+    kind = message["type"]
+    if kind == "http.response.start":
+        ledger.status = message["status"]
+        ledger.responded_at = current.clock()
+    elif kind == "http.response.body":
+        if not message.get("more_body"):
+            ledger.response_ended_at = current.clock()
+    elif kind == "websocket.accept":
+        ledger.responded_at = current.clock()
+    return send(message)
 
 
-def _watching_receive(ledger: Ledger, receive: Receive) -> Receive:
-    async def watching() -> Message:
-        message = await receive()
-        if message["type"].endswith(".disconnect") and ledger.response_ended_at is None:
-            ledger.disconnected_at = current.clock()
-        return message
-
-    return watching
+async def _received(watched: tuple[Ledger, Receive]) -> Message:
+    """Note when the client leaves before it has its answer."""
+    ledger, receive = watched
+    message = await receive()
+    if message["type"].endswith(".disconnect") and ledger.response_ended_at is None:
+        ledger.disconnected_at = current.clock()
+    return message
 
 
 def _checked_path(path: str | None) -> str | None:

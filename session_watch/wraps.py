@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
 
 from session_watch import current, incidents, listeners
-from session_watch.call_site import Ways, caller, learn_endpoint, whoami
+from session_watch.call_site import Ways, caller, whoami
 from session_watch.current import CURRENT, acting, current_work, detached, running_task, still_runs
 from session_watch.drivers import has_no_slot
 from session_watch.failures import describe
@@ -71,8 +71,6 @@ def _made(original: Callable[..., None]) -> Callable[..., None]:
             if ledger.endless:
                 _made_outside(account)
             else:
-                if ledger.scope is not None:
-                    learn_endpoint(ledger.scope)
                 account.made_in = ledger
                 account.made_by = acting(ledger)
             account.mark = caller(MADE)
@@ -424,8 +422,6 @@ _asking: list[CodeType | None] = [None]
 def _mark_raw(checkout: Checkout, ledger: Ledger) -> None:
     checkout.raw = True
     checkout.mark = caller(None, 4)
-    if ledger.scope is not None:
-        learn_endpoint(ledger.scope)
     if not ledger.endless:
         checkout.actor = acting(ledger)
     if incidents.expectations is not None:
