@@ -418,11 +418,18 @@ class Books:
     def fold(self) -> None:
         """Add up what settled works and pools have done. Called before anybody reads a number."""
         with self.counting:
-            settled = [(ledger, ledger.done[:], ledger.peak) for ledger in _taken(self.settled)]
+            # Nothing is added any more to what a work has done of which nothing is open.
+            settled = [
+                (ledger, ledger.done[:] if ledger.open or ledger.held else ledger.done, ledger.peak)
+                for ledger in _taken(self.settled)
+            ]
             for watcher in self.watchers:
                 watcher.count(settled)
             for ledger, done, _ in settled:
-                del ledger.done[: len(done)]  # what was added meanwhile stays for the next time
+                if done is ledger.done:
+                    done.clear()
+                else:
+                    del ledger.done[: len(done)]  # what was added meanwhile stays for the next time
             self._count_late(OUTSIDE)
             for book in (*tuple(pools.POOLS.values()), *_taken(pools.GONE)):
                 waits, uses = _taken(book.waits), _taken(book.uses)

@@ -34,6 +34,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 Mark = tuple[CodeType, int, bool]
 # Ways and marks that one kind of caller remembers.
 WAYS, MARKS = 6, 4096
+# No frame so far down, none behind it, or no such line.
+MISSED = (ValueError, AttributeError, KeyError)
 
 
 class Ways:
@@ -43,9 +45,12 @@ class Ways:
     application stands behind a known way again, nothing between is looked at.
     """
 
-    __slots__ = ("known", "marks")
+    __slots__ = ("entered", "known", "marks", "steps")
 
     def __init__(self) -> None:
+        # The newest way, and all of them with it.
+        self.steps = 0
+        self.entered: CodeType | None = None
         self.known: tuple[tuple[int, CodeType], ...] = ()
         # By code object and instruction; the codes' ids stay theirs while their marks are kept.
         self.marks: dict[int, dict[int, Mark]] = {}
@@ -55,13 +60,14 @@ class Ways:
         """Keep a way and the line behind it for the next time, the newest first."""
         if (steps, entered) not in self.known:
             self.known = ((steps, entered), *self.known)[:WAYS]
+            self.steps, self.entered = steps, entered
         if len(self.marks) >= MARKS:
             self.marks.clear()
         self.marks.setdefault(id(mark[0]), {})[mark[1]] = mark
 
     def forget(self) -> None:
         """Know none."""
-        self.known = ()
+        self.steps, self.entered, self.known = 0, None, ()
         self.marks.clear()
 
 
@@ -131,14 +137,21 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
 
     ``ways``: what the caller remembers of the ways out that it took before.
     """
+    try:  # the newest way first, without a loop: most callers have one only, and each request asks four times
+        frame = _getframe(ways.steps)  # type: ignore[union-attr]  # None has no ways: an AttributeError
+        if frame.f_code is ways.entered:  # type: ignore[union-attr]
+            frame = frame.f_back  # type: ignore[assignment]  # None has no code: an AttributeError
+            return ways.marks[id(frame.f_code)][frame.f_lasti]  # type: ignore[union-attr]
+    except MISSED:
+        pass
     if ways is not None:
-        for steps, entered in ways.known:
+        for steps, entered in ways.known[1:]:
             try:
                 frame = _getframe(steps)
                 if frame.f_code is entered:
-                    frame = frame.f_back  # type: ignore[assignment]  # None has no code: an AttributeError
+                    frame = frame.f_back  # type: ignore[assignment]
                     return ways.marks[id(frame.f_code)][frame.f_lasti]
-            except (ValueError, AttributeError, KeyError):  # no frame so far down, none behind it, or no such line
+            except MISSED:
                 continue
     return _walk(ways, depth + 1)
 

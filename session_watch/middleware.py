@@ -72,7 +72,7 @@ class SessionWatchMiddleware:
         if not self._ready:
             self._begin(scope)
         kind = scope["type"]
-        if kind == "http" and self.metrics_path is not None and self._is_metrics(scope):
+        if self.metrics_path is not None and kind == "http" and self._is_metrics(scope):
             await self._metrics(scope, receive, send)
             return
         if not BOOKS.watchers or KEY in scope or kind not in WATCHED:
@@ -86,7 +86,8 @@ class SessionWatchMiddleware:
         except Exception as error:  # an odd scope is not watched, and served all the same
             ERRORS.failed("middleware", error)
             ledger = EXCLUDED
-        if ledger is not EXCLUDED:
+        watched = ledger is not EXCLUDED
+        if watched:
             # Methods of a pair: a closure for each would be made and thrown away more slowly.
             receive, send = MethodType(_received, (ledger, receive)), MethodType(_sent, (ledger, send))
         token = enter(ledger)
@@ -94,11 +95,11 @@ class SessionWatchMiddleware:
             await self.app(scope, receive, send)
         except BaseException as error:
             leave(token)
-            if ledger is not EXCLUDED:
+            if watched:
                 raise_if_asked(settle(ledger, type(error)), error)
             raise
         leave(token)
-        if ledger is not EXCLUDED:
+        if watched:
             found = settle(ledger, None)
             if found:
                 raise_if_asked(found, None)
@@ -149,7 +150,10 @@ class SessionWatchMiddleware:
             scope[KEY] = EXCLUDED
             return EXCLUDED
         ledger = new(Ledger)
-        ledger.begin()
+        ledger.over = ledger.suspicious = False
+        ledger.peak = 0
+        ledger.route = ledger.ended_at = ledger.responded_at = ledger.response_ended_at = ledger.status = None
+        ledger.open, ledger.held, ledger.done = set(), set(), []
         ledger.kind = "request" if kind == "http" else "websocket"
         ledger.endless = False
         ledger.is_request = True

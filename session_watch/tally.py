@@ -103,28 +103,33 @@ class Tally:
 
     def add(self, several: Iterable[tuple[Ledger, Sequence[Done], int]]) -> None:
         """Add what works have done: the seconds of each ended checkout, each ended transaction, the peak."""
-        by_route = self.by_route
-        ended: dict[tuple[RouteCounts, str], list[float]] = defaultdict(list)
+        by_route: dict[tuple[str, str], list[Done]] = defaultdict(list)
         peaks = []
         for ledger, done, peak in several:
-            counts = by_route.get((ledger.method, ledger.route or ""))
-            if counts is None:
-                counts = self.counts_of(ledger.method, ledger.route_label())
-            for fact in done:
-                if fact.__class__ is float:
-                    counts.checkouts += 1
-                    counts.seconds += fact
-                elif isinstance(fact, tuple):
-                    outcome, seconds = fact
-                    ended[counts, outcome].append(seconds)
-                else:
-                    counts.late_commits += 1
+            # All facts of a route in one list first: what is looked up per route is looked up once.
+            by_route[ledger.method, ledger.route or ledger.route_label()] += done
             if peak:
                 peaks.append(peak)
-        for (counts, outcome), values in ended.items():
+        for (method, route), facts in by_route.items():
+            self._add_facts(self.counts_of(method, route), facts)
+        self.per_work.observe(peaks)
+
+    def _add_facts(self, counts: RouteCounts, facts: Iterable[Done]) -> None:
+        used: list[float] = []
+        ended: dict[str, list[float]] = defaultdict(list)
+        for fact in facts:
+            if type(fact) is float:
+                used.append(fact)
+            elif isinstance(fact, tuple):
+                outcome, seconds = fact
+                ended[outcome].append(seconds)
+            else:
+                counts.late_commits += 1
+        counts.checkouts += len(used)
+        counts.seconds += sum(used)
+        for outcome, values in ended.items():
             counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + len(values)
             self.durations[outcome].observe(values)
-        self.per_work.observe(peaks)
 
     def add_pool(self, name: str, waits: Iterable[float], uses: Iterable[float]) -> None:
         """Add the waits and holds of one pool, in seconds."""
