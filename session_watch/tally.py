@@ -93,9 +93,7 @@ class Tally:
         self.resolved: dict[tuple[str, str, str], int] = defaultdict(int)
         self.suppressed: dict[tuple[str, str], int] = defaultdict(int)
 
-    def counts_of(self, method: str, route: str) -> RouteCounts:
-        """The counts of one method and route, within the bound."""
-        key = (method, self.routes.of(route))
+    def _counts(self, key: tuple[str, str]) -> RouteCounts:
         counts = self.by_route.get(key)
         if counts is None:
             counts = self.by_route[key] = RouteCounts()
@@ -103,15 +101,19 @@ class Tally:
 
     def add(self, several: Iterable[tuple[Ledger, Sequence[Done], int]]) -> None:
         """Add what works have done: the seconds of each ended checkout, each ended transaction, the peak."""
+        known = self.routes.known
         by_route: dict[tuple[str, str], list[Done]] = defaultdict(list)
         peaks = []
         for ledger, done, peak in several:
+            route = ledger.route or ledger.route_label()
+            if route not in known:
+                route = self.routes.of(route)
             # All facts of a route in one list first: what is looked up per route is looked up once.
-            by_route[ledger.method, ledger.route or ledger.route_label()] += done
+            by_route[ledger.method, route] += done
             if peak:
                 peaks.append(peak)
-        for (method, route), facts in by_route.items():
-            self._add_facts(self.counts_of(method, route), facts)
+        for key, facts in by_route.items():
+            self._add_facts(self._counts(key), facts)
         self.per_work.observe(peaks)
 
     def _add_facts(self, counts: RouteCounts, facts: Iterable[Done]) -> None:
