@@ -32,6 +32,8 @@ BY_ITSELF_AFTER = 1.0
 DONE_LIMIT = 100
 # What these have told is over when the connection is used again.
 IDLE_RULES = ("idle-in-transaction", "held-after-response")
+# Bound once: Python 3.11 looks up a method of an imported object anew for every call.
+no_longer_open = open_ledgers.discard
 LEFT_LIMIT = 10_000
 SETTLED_LIMIT = 256
 # Seconds to wait for whoever has the books in hand: a sink may hold them up for ever.
@@ -202,7 +204,7 @@ class Books:
             ERRORS.failed("route name", failure)
             ledger.route = routes.UNKNOWN
         ledger.over = True
-        open_ledgers.discard(ledger)
+        no_longer_open(ledger)
         found: Told = ()
         if ledger.open or ledger.held or (ledger.suspicious and (ledger.suspects or ledger.incidents)):
             try:
@@ -435,11 +437,18 @@ class Books:
     def fold(self) -> None:
         """Add up what settled works and pools have done. Called before anybody reads a number."""
         with self.counting:
-            settled = [(ledger, ledger.done[:], ledger.peak) for ledger in _taken(self.settled)]
+            # Nothing is added any more to what a work has done of which nothing is open.
+            settled = [
+                (ledger, ledger.done[:] if ledger.open or ledger.held else ledger.done, ledger.peak)
+                for ledger in _taken(self.settled)
+            ]
             for watcher in self.watchers:
                 watcher.count(settled)
             for ledger, done, _ in settled:
-                del ledger.done[: len(done)]  # what was added meanwhile stays for the next time
+                if done is ledger.done:
+                    done.clear()
+                else:
+                    del ledger.done[: len(done)]  # what was added meanwhile stays for the next time
             self._count_late(OUTSIDE)
             for book in (*tuple(pools.POOLS.values()), *_taken(pools.GONE)):
                 waits, uses = _taken(book.waits), _taken(book.uses)

@@ -34,6 +34,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 Mark = tuple[CodeType, int, bool]
 # Ways and marks that one kind of caller remembers.
 WAYS, MARKS = 6, 4096
+# No frame so far down, none behind it, or no such line.
+MISSED = (ValueError, AttributeError, KeyError)
 
 
 class Ways:
@@ -43,9 +45,12 @@ class Ways:
     application stands behind a known way again, nothing between is looked at.
     """
 
-    __slots__ = ("known", "marks")
+    __slots__ = ("entered", "known", "marks", "steps")
 
     def __init__(self) -> None:
+        # The newest way, and all of them with it.
+        self.steps = 0
+        self.entered: CodeType | None = None
         self.known: tuple[tuple[int, CodeType], ...] = ()
         # By code object and instruction; the codes' ids stay theirs while their marks are kept.
         self.marks: dict[int, dict[int, Mark]] = {}
@@ -55,13 +60,14 @@ class Ways:
         """Keep a way and the line behind it for the next time, the newest first."""
         if (steps, entered) not in self.known:
             self.known = ((steps, entered), *self.known)[:WAYS]
+            self.steps, self.entered = steps, entered
         if len(self.marks) >= MARKS:
             self.marks.clear()
         self.marks.setdefault(id(mark[0]), {})[mark[1]] = mark
 
     def forget(self) -> None:
         """Know none."""
-        self.known = ()
+        self.steps, self.entered, self.known = 0, None, ()
         self.marks.clear()
 
 
@@ -96,10 +102,10 @@ def trust(app_packages: tuple[str, ...], helper_packages: tuple[str, ...]) -> No
         ways.forget()
 
 
-def learn_endpoint(scope: Mapping[str, Any]) -> None:
+def learn_endpoint(scope: Mapping[str, Any] | None) -> None:
     """Count the package of the request's endpoint as the application's own, wherever it is installed."""
     try:
-        module = scope["endpoint"].__module__
+        module = scope["endpoint"].__module__  # type: ignore[index]  # outside of a request: a TypeError
         known = module in _endpoint_modules
     except (KeyError, AttributeError, TypeError):  # no endpoint yet, one without a module, or an odd one
         return
@@ -108,6 +114,14 @@ def learn_endpoint(scope: Mapping[str, Any]) -> None:
 
 
 _endpoint_modules: set[str] = set()
+
+
+def _no_scope() -> Mapping[str, Any] | None:
+    return None
+
+
+# The scope of the request that runs here; told by whoever knows whose work it is.
+running_scope: Callable[[], Mapping[str, Any] | None] = _no_scope
 
 
 def _remember_endpoint_module(module: str) -> None:
@@ -123,14 +137,21 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
 
     ``ways``: what the caller remembers of the ways out that it took before.
     """
+    try:  # the newest way first, without a loop: most callers have one only, and each request asks four times
+        frame = _getframe(ways.steps)  # type: ignore[union-attr]  # None has no ways: an AttributeError
+        if frame.f_code is ways.entered:  # type: ignore[union-attr]
+            frame = frame.f_back  # type: ignore[assignment]  # None has no code: an AttributeError
+            return ways.marks[id(frame.f_code)][frame.f_lasti]  # type: ignore[union-attr]
+    except MISSED:
+        pass
     if ways is not None:
-        for steps, entered in ways.known:
+        for steps, entered in ways.known[1:]:
             try:
                 frame = _getframe(steps)
                 if frame.f_code is entered:
-                    frame = frame.f_back  # type: ignore[assignment]  # None has no code: an AttributeError
+                    frame = frame.f_back  # type: ignore[assignment]
                     return ways.marks[id(frame.f_code)][frame.f_lasti]
-            except (ValueError, AttributeError, KeyError):  # no frame so far down, none behind it, or no such line
+            except MISSED:
                 continue
     return _walk(ways, depth + 1)
 
@@ -139,10 +160,15 @@ def _walk(ways: Ways | None, depth: int) -> Mark | None:
     frame = first = _innermost(depth + 1)
     before: FrameType | None = None
     steps = depth - 1
+    learned = False
     while frame is not None:
         code = frame.f_code
         kind = _kinds.get(code.co_filename)
         if kind is None:
+            kind = _classify(code.co_filename)
+        if kind == LIBRARY and not learned:  # unless it is of the endpoint's package: asked for when it matters
+            learned = True
+            learn_endpoint(running_scope())
             kind = _classify(code.co_filename)
         if kind:
             if kind == APPLICATION:
@@ -200,6 +226,7 @@ def _innermost(depth: int) -> FrameType | None:
             outside: FrameType | None = parent.gr_frame
             if outside is not None and not _runs_sync(outside):
                 return outside
+            learn_endpoint(running_scope())
             return _application_inside(sys._getframe(depth)) or outside
     return sys._getframe(depth)
 

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import Any
 
+from session_watch import call_site
 from session_watch.call_site import Mark
 from session_watch.inbox import put
 from session_watch.ledger import OUTSIDE, Actor, Call, CallRef, Ledger, ThreadRef
@@ -30,6 +31,7 @@ task_in: Callable[[Any], Any] = (
 )
 clock: Callable[[], float] = time.monotonic
 open_ledgers: set[Ledger] = {OUTSIDE}
+call_site.running_scope = lambda: CURRENT.get().scope
 _detached: weakref.WeakKeyDictionary[Any, Ledger] = weakref.WeakKeyDictionary()
 
 

@@ -184,12 +184,13 @@ def changed_hands(opened: Transaction, me: Any) -> None:
 
     Each awaited call of an async session has a greenlet of its own, that lives as long as the call.
     """
-    before, thread = opened.inside, opened.inside_thread
+    before, here = opened.inside, get_ident()
+    thread = here if before is None else opened.inside_thread
     if before is not None and isinstance(before, weakref.ref):
         before = before()
         if before is me:
             return
-    opened.inside_thread = get_ident()
+    opened.inside_thread = here
     opened.inside = weakref.ref(me) if getattr(me, "parent", None) is not None else me
     if before is None or opened.overlapped:
         return
@@ -197,7 +198,7 @@ def changed_hands(opened: Transaction, me: Any) -> None:
     if awaits:
         still_there = not before.dead and not _encloses(before, me)
     else:
-        still_there = thread != get_ident() and standing.stands_inside(opened(), thread)
+        still_there = thread != here and standing.stands_inside(opened(), thread)
     if still_there:
         overlapping(opened, caller(None, 3))
 

@@ -58,7 +58,8 @@ Actor = weakref.ref["Task[Any]"] | CallRef | ThreadRef
 class Ledger:
     """The account of one work, open until the work is over.
 
-    What every work reads has a slot; the rest are class attributes until they are set.
+    What every work reads has a slot; the rest are class attributes until they are set. The middleware makes a
+    request's ledger without ``__init__`` and sets every slot once: twice, or by a call, would cost each request.
     """
 
     __slots__ = (
@@ -117,13 +118,6 @@ class Ledger:
         self.loop: AbstractEventLoop | None = None
         self.thread = 0
         self.started_at = 0.0
-        self.begin()
-
-    def begin(self) -> None:
-        """Set what is the same at the beginning of every work.
-
-        The middleware makes a request's ledger without ``__init__`` and sets the rest itself: twice would cost.
-        """
         self.over = False
         self.peak = 0
         self.route: str | None = None
@@ -231,7 +225,6 @@ class Account(weakref.ref["Session"]):
         "closing",
         "failed_late",
         "left_by_exception",
-        "made_at",
         "made_by",
         "made_in",
         "mark",
@@ -239,15 +232,15 @@ class Account(weakref.ref["Session"]):
     )
     __hash__ = object.__hash__
     __eq__ = object.__eq__
-    made_at: float
     made_in: Ledger
     mark: Mark | None
     transaction: Transaction | None
     carried: Ledger | None
     carried_mark: Mark | None
     carried_at: float
-    closed_in: Ledger | None
+    # Set together: without a mark there is no work in which it was closed.
     closed_mark: Mark | None
+    closed_in: Ledger
     closing: bool
     left_by_exception: bool
     made_by: Actor | None
@@ -267,13 +260,12 @@ class Account(weakref.ref["Session"]):
         return f"s{self.number}"
 
 
-def new_account(session: Session, now: float) -> Account:
+def new_account(session: Session) -> Account:
     """The account of a session that was made outside every work, as far as is known."""
     account = Account(session)
-    account.made_at = now
     account.made_in = OUTSIDE
     account.mark = account.transaction = account.made_by = account.failed_late = None
-    account.carried = account.closed_in = account.closed_mark = None
+    account.carried = account.closed_mark = None
     account.closing = account.left_by_exception = False
     return account
 
@@ -286,7 +278,6 @@ class Transaction(weakref.ref["Session"]):
         "account",
         "actor",
         "began_at",
-        "by_close",
         "checkouts",
         "committed",
         "connected",
@@ -326,7 +317,6 @@ class Transaction(weakref.ref["Session"]):
     checkouts: tuple[Checkout, ...]
     connected: bool
     committed: bool
-    by_close: bool
     outcome: str | None
     unflushed: tuple[Any, Any] | None
     actor: Actor | None
@@ -334,10 +324,13 @@ class Transaction(weakref.ref["Session"]):
     rolled_back: bool
     failure: Failed | None
     pending: dict[str, int] | None
-    # Who was inside the session last: a greenlet, or a thread's number where there are none; and in which thread.
+    # Who was inside the session last: a greenlet, or a thread's number where there are none; and in which thread,
+    # which is unset while it was nobody.
     inside: Any
     inside_thread: int
     marks: tuple[Mark, ...] = ()
+    # Whether a close brought the rollback about.
+    by_close = False
     external = False
     autocommit: bool | None = None
     wrote_at: float | None = None

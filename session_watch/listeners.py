@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from asyncio import _get_running_loop as get_running_loop
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
 from session_watch import call_site, current, incidents
 from session_watch.call_site import Ways, caller, whoami
-from session_watch.current import acting, current_work, detached, somebody
+from session_watch.current import acting, current_work, detached, somebody, task_in
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
 from session_watch.incidents import (
@@ -44,15 +45,21 @@ from session_watch.statements import (
     created_temporary,
     effect,
     is_plain_dml,
+    known_effect,
     on_temporary,
 )
 from session_watch.tracing import note_trace
 
 KEY = "session_watch"
 AUTOBEGIN, BEGIN = SessionTransactionOrigin.AUTOBEGIN, SessionTransactionOrigin.BEGIN
+# Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
+known_blocking = BLOCKING.get
 OPENED = Ways()
 EXECUTED = Ways()
 EVERY_ROUTE = "*"
+# The checkout that a session asked for last, until its transaction begins on it: that follows at once, unless
+# another thread comes between, and the way through SQLAlchemy's proxy to what is known of it is long.
+taken: deque[Checkout] = deque(maxlen=1)
 # Routes whose evidence is a whole stack: for the hour after a finding, or every route.
 hot_routes: set[str] = set()
 
@@ -65,7 +72,7 @@ def account_of(session: Session) -> Account:
 
 def open_account(session: Any) -> Account:
     """A new account, kept on the session itself: its ``info`` is a dict that most sessions never make."""
-    account: Account = new_account(session, current.clock())
+    account: Account = new_account(session)
     session._session_watch = account
     return account
 
@@ -83,9 +90,11 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
         if origin is not AUTOBEGIN and origin is not BEGIN:
             _inner_began(session, transaction)
             return
+        # Read off the dict: SQLAlchemy makes it early, and Python 3.11 finds attributes in such a one the long way.
+        state = session.__dict__
         try:
-            account: Account = session._session_watch
-        except AttributeError:  # made before anybody watched
+            account: Account = state["_session_watch"]
+        except KeyError:  # made before anybody watched
             account = open_account(session)
         ledger = current_work()
         # Kept on SQLAlchemy's own object too, where the events to come find it at once.
@@ -94,11 +103,11 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
         opened.seen = ledger
         opened.began_at = now = current.clock()
         opened.mark = caller(OPENED)
-        opened.statements = opened.writes = opened.inside_thread = 0
+        opened.statements = opened.writes = 0
         opened.checkouts = ()
         opened.last_at = opened.last_mark = opened.last_statement = opened.outcome = opened.ended_at = None
         opened.failure = opened.pending = opened.unflushed = opened.savepoints = opened.actor = opened.inside = None
-        opened.committed = opened.rolled_back = opened.connected = opened.by_close = opened.last_was_write = False
+        opened.committed = opened.rolled_back = opened.connected = opened.last_was_write = False
         if ledger.over or account.made_in is not ledger:
             ledger = _owner(account, ledger, opened)
         request = ledger if ledger.is_request else ledger.request
@@ -112,8 +121,11 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
         if ledger.endless:
             opened.actor = somebody()
         else:
-            opened.unflushed = (session._new, session._deleted)
-            opened.actor = acting(ledger)
+            opened.unflushed = (state["_new"], state["_deleted"])
+            # Most are the work's own task: what acting() would say, without its call.
+            loop = ledger.loop
+            own = loop is not None and loop is get_running_loop() and task_in(loop) is ledger.task
+            opened.actor = None if own else acting(ledger)
         if account.closed_mark is not None:
             _reopened(account, opened)
         if incidents.expectations is not None:
@@ -193,13 +205,14 @@ def _end(opened: Transaction, account: Account) -> None:
         outcome = "committed"
     elif opened.rolled_back or not account.closing:
         outcome = "rolled_back"
+        if account.closing:
+            opened.by_close = True
     elif opened.writes:
         outcome = "closed_uncommitted"
         suspicious = suspicious or not (opened.external or opened.autocommit is True)
     else:
         outcome = "closed"
     opened.outcome = outcome
-    opened.by_close = account.closing
     ledger = opened.ledger
     ledger.done.append((outcome, ended_at - opened.began_at))
     if suspicious:
@@ -248,19 +261,24 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
     try:
         try:
             opened: Transaction = transaction._session_watch
-            # The same dict as the connection's info, without the four calls that lead there.
-            info = connection._dbapi_connection._connection_record.info
-        except AttributeError:  # a savepoint; a connection without a pool
+        except AttributeError:  # a savepoint
             account = known_account(session)
             if account is None or account.transaction is None:
                 return
-            opened, info = account.transaction, connection.info
-        checkout = info.get(KEY)
+            opened = account.transaction
         opened.connected = True
-        if checkout is None:
-            return
+        try:
+            checkout: Checkout | None = taken.pop()
+        except IndexError:
+            checkout = None
+        if checkout is None or checkout() is not connection._dbapi_connection:
+            checkout = _checkout_of(connection)
+            if checkout is None:
+                return
+        # For the statements to come, as long as it is out.
+        connection._session_watch = checkout
         mark = opened.mark
-        if BLOCKING.get(id(mark)) is not mark and get_running_loop() is not None:
+        if known_blocking(id(mark)) is not mark and get_running_loop() is not None:
             may_block_its_loop(opened, connection)
         if checkout.transaction is None and not checkout.raw:
             checkout.transaction = opened
@@ -271,6 +289,17 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
             opened.external = checkout.raw
     except Exception as error:
         ERRORS.failed("after_begin", error)
+
+
+def _checkout_of(connection: Any) -> Checkout | None:
+    """What is known of the connection that is used here; nothing while a dialect looks at a new one, without info."""
+    try:
+        # The same dict as the connection's info, without the four calls that lead there.
+        info = connection._dbapi_connection._connection_record.info
+    except AttributeError:  # a connection without a pool
+        info = _info_of(connection)
+    checkout: Checkout | None = info.get(KEY)
+    return checkout
 
 
 def _hand_over(checkout: Checkout, ledger: Ledger) -> None:
@@ -329,7 +358,7 @@ def on_soft_rollback(session: Session, previous: Any) -> None:
         ERRORS.failed("after_soft_rollback", error)
 
 
-def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:
+def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:  # noqa: C901, PLR0912  # calls cost
     """A statement is about to reach the driver.
 
     SQLAlchemy runs it itself only while this returns None. While a dialect looks at a new connection there
@@ -337,10 +366,11 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
     """
     try:
         try:
-            info = context.root_connection._dbapi_connection._connection_record.info
-        except AttributeError:  # a connection without a pool
-            info = _info_of(context.root_connection)
-        checkout = info.get(KEY)
+            checkout = context.root_connection._session_watch
+            if checkout.ended is not None:  # the connection was replaced
+                checkout = _checkout_of(context.root_connection)
+        except AttributeError:  # no session's
+            checkout = _checkout_of(context.root_connection)
         if checkout is None:
             return
         opened = checkout.transaction
@@ -353,7 +383,8 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
             me = whoami()
             if opened.inside is not me:
                 changed_hands(opened, me)
-        what = effect(statement)
+        known = known_effect(statement)
+        what = effect(statement) if known is None else known
         if what is CONTROL:
             return
         opened.statements += 1

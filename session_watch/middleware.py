@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
 from threading import get_ident
+from types import MethodType
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,6 +27,7 @@ WATCHED = frozenset(("http", "websocket"))
 # Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
 enter, leave = CURRENT.set, CURRENT.reset
 now_open = open_ledgers.add
+settle = BOOKS.settle
 new = object.__new__
 
 
@@ -69,7 +71,7 @@ class SessionWatchMiddleware:
         if not self._ready:
             self._begin(scope)
         kind = scope["type"]
-        if kind == "http" and self.metrics_path is not None and self._is_metrics(scope):
+        if self.metrics_path is not None and kind == "http" and self._is_metrics(scope):
             await self._metrics(scope, receive, send)
             return
         if not BOOKS.watchers or KEY in scope or kind not in WATCHED:
@@ -85,19 +87,21 @@ class SessionWatchMiddleware:
         except Exception as error:  # an odd scope is not watched, and served all the same
             ERRORS.failed("middleware", error)
             ledger = EXCLUDED
-        if ledger is not EXCLUDED:
-            receive, send = _watching_receive(ledger, receive), _watching_send(ledger, send)
+        watched = ledger is not EXCLUDED
+        if watched:
+            # Methods of a pair: a closure for each would be made and thrown away more slowly.
+            receive, send = MethodType(_received, (ledger, receive)), MethodType(_sent, (ledger, send))
         token = enter(ledger)
         try:
             await self.app(scope, receive, send)
         except BaseException as error:
             leave(token)
-            if ledger is not EXCLUDED:
-                raise_if_asked(BOOKS.settle(ledger, type(error)), error)
+            if watched:
+                raise_if_asked(settle(ledger, type(error)), error)
             raise
         leave(token)
-        if ledger is not EXCLUDED:
-            found = BOOKS.settle(ledger, None)
+        if watched:
+            found = settle(ledger, None)
             if found:
                 raise_if_asked(found, None)
 
@@ -147,7 +151,10 @@ class SessionWatchMiddleware:
             scope[KEY] = EXCLUDED
             return EXCLUDED
         ledger = new(Ledger)
-        ledger.begin()
+        ledger.over = ledger.suspicious = False
+        ledger.peak = 0
+        ledger.route = ledger.ended_at = ledger.responded_at = ledger.response_ended_at = ledger.status = None
+        ledger.open, ledger.held, ledger.done = set(), set(), []
         ledger.kind = "request" if kind == "http" else "websocket"
         ledger.endless = False
         ledger.is_request = True
@@ -182,32 +189,28 @@ def _open_encloser(enclosing: Ledger | None) -> Ledger | None:
     return None if enclosing is None or enclosing.endless or enclosing.kind == "excluded" else enclosing
 
 
-def _watching_send(ledger: Ledger, send: Send) -> Send:
+def _sent(watched: tuple[Ledger, Send], message: Message) -> Awaitable[None]:
     """Note when the response starts and ends. No coroutine of its own: the server's is handed on."""
-
-    def watching(message: Message) -> Awaitable[None]:
-        kind = message["type"]
-        if kind == "http.response.start":
-            ledger.status = message["status"]
-            ledger.responded_at = current.clock()
-        elif kind == "http.response.body":
-            if not message.get("more_body"):
-                ledger.response_ended_at = current.clock()
-        elif kind == "websocket.accept":
-            ledger.responded_at = current.clock()
-        return send(message)
-
-    return watching
+    ledger, send = watched
+    kind = message["type"]
+    if kind == "http.response.start":
+        ledger.status = message["status"]
+        ledger.responded_at = current.clock()
+    elif kind == "http.response.body":
+        if not message.get("more_body"):
+            ledger.response_ended_at = current.clock()
+    elif kind == "websocket.accept":
+        ledger.responded_at = current.clock()
+    return send(message)
 
 
-def _watching_receive(ledger: Ledger, receive: Receive) -> Receive:
-    async def watching() -> Message:
-        message = await receive()
-        if message["type"].endswith(".disconnect") and ledger.response_ended_at is None:
-            ledger.disconnected_at = current.clock()
-        return message
-
-    return watching
+async def _received(watched: tuple[Ledger, Receive]) -> Message:
+    """Note when the client leaves before it has its answer."""
+    ledger, receive = watched
+    message = await receive()
+    if message["type"].endswith(".disconnect") and ledger.response_ended_at is None:
+        ledger.disconnected_at = current.clock()
+    return message
 
 
 def _mode(watch: SessionWatch) -> str:

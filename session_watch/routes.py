@@ -35,10 +35,20 @@ def route_of(scope: Scope, entry_root: str, route_name: Callable[[Scope], str | 
         if named is not None:
             return named
     try:
-        template = _own_template(scope)
-        if template and "app_root_path" not in scope:  # Starlette's mounts leave that key
-            return template
-        return _below_mounts(scope, entry_root, template)
+        template = None
+        route = scope.get("route")
+        if route is not None:
+            fastapi = scope.get("fastapi")
+            if fastapi is not None:
+                route = _as_included(route, fastapi)
+            try:
+                # Starlette >= 1.10 leaves a Mount, which has no endpoint, here until a route below it matches.
+                template, _ = route.path_format, route.endpoint
+            except AttributeError:
+                template = None
+            if isinstance(template, str) and template and "app_root_path" not in scope:  # mounts leave that key
+                return template
+        return _below_mounts(scope, entry_root, template if isinstance(template, str) else None)
     except Exception:  # a scope may hold any object, and a label must never fail a request
         return UNKNOWN
 
@@ -114,24 +124,13 @@ def _quart_template(rule: str) -> str:
     return _CONVERTER.sub(r"{\1}", rule)
 
 
-def _own_template(scope: Scope) -> str | None:
-    """What the matched route says of itself: with its include prefixes, without mounts."""
-    route = scope.get("route")
-    if route is None:
-        return None
-    fastapi = scope.get("fastapi")
-    if fastapi is not None:
-        # Since FastAPI 0.137 not the route but this object knows the include prefix. If it speaks of another
-        # route it is left over from an outer app.
-        context = fastapi.get("effective_route_context")
-        if context is not None and context.original_route is route:
-            route = context
-    try:
-        # Starlette >= 1.10 leaves a Mount, which has no endpoint, here until a route below it matches.
-        template, _ = route.path_format, route.endpoint
-    except AttributeError:
-        return None
-    return template if isinstance(template, str) else None
+def _as_included(route: Any, fastapi: Any) -> Any:
+    """What knows the prefix a route was included with: since FastAPI 0.137 not the route but this object.
+
+    If it speaks of another route it is left over from an outer app.
+    """
+    context = fastapi.get("effective_route_context")
+    return context if context is not None and context.original_route is route else route
 
 
 def _below_mounts(scope: Scope, entry_root: str, own: str | None) -> str:

@@ -145,7 +145,7 @@ def transaction_facts(opened: Transaction) -> TransactionFacts:
         last_statement=opened.last_statement,
         holds=tuple(checkout_facts(c) for c in opened.checkouts if is_out(c)),
         connected=opened.connected,
-        by_close=opened.by_close,
+        by_close=opened.by_close or opened.outcome in ("closed", "closed_uncommitted"),
         reopened=opened.reopened,
         closing=account.closing or is_ending(session),
         excused=opened.excused or opened.external or opened.autocommit is True,

@@ -38,6 +38,8 @@ ANALYZE = re.compile(r"\s*EXPLAIN\s+(?:ANALY[SZ]E\b|\([^)]*\bANALY[SZ]E\b)", re.
 NUMBER = re.compile(r"(?<![\w$:%@?])(?:0[xXoObB][\da-fA-F_]+|(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][+-]?\d+)?)")
 
 _effects: dict[str, int] = {}
+# What effect() would say without a look at the text; None if it must look.
+known_effect = _effects.get
 
 
 def effect(sql: str) -> int:

@@ -53,11 +53,9 @@ class Histogram:
         place = bisect_left(self.bounds, example.value)
         self.examples[(*self.bounds, float("inf"))[place]] = example
 
-    def observe(self, values: Iterable[float]) -> None:
+    def observe(self, values: Sequence[float]) -> None:
         """Count several values at once: sorting them costs less than placing each."""
-        ordered = sorted(values)
-        if ordered and ordered[0] < 0.0:  # a clock of somebody's own was set back; a sum may never fall
-            ordered = [max(0.0, value) for value in ordered]
+        ordered = sorted(_forwards(values))
         placed = 0
         for bucket, bound in enumerate(self.bounds):
             up_to = bisect_right(ordered, bound, placed)
@@ -67,6 +65,11 @@ class Histogram:
                 break
         self.counts[-1] += len(ordered) - placed
         self.total += sum(ordered)
+
+
+def _forwards(seconds: Sequence[float]) -> Sequence[float]:
+    """The same, none below zero: a clock of somebody's own may be set back, but a sum may never fall."""
+    return seconds if min(seconds, default=0.0) >= 0.0 else [max(0.0, each) for each in seconds]
 
 
 class RouteCounts:
@@ -144,9 +147,7 @@ class Tally:
         for route in routes:
             self.routes.shown(route)
 
-    def counts_of(self, method: str, route: str) -> RouteCounts:
-        """The counts of one method and route, within the bound."""
-        key = (method, self.routes.of(route))
+    def _counts(self, key: tuple[str, str]) -> RouteCounts:
         counts = self.by_route.get(key)
         if counts is None:
             counts = self.by_route[key] = RouteCounts()
@@ -154,32 +155,40 @@ class Tally:
 
     def add(self, several: Sequence[tuple[Ledger, Sequence[Done], int]]) -> None:
         """Add what works have done: the seconds of each ended checkout, each ended transaction, the peak."""
-        by_route = self.by_route
         self.changes += bool(several)
-        ended: dict[tuple[RouteCounts, str], list[float]] = defaultdict(list)
+        known = self.routes.known
+        by_route: dict[tuple[str, str], list[Done]] = defaultdict(list)
         peaks = []
         for ledger, done, peak in several:
-            counts = by_route.get((ledger.method, ledger.route or ""))
-            if counts is None:
-                counts = self.counts_of(ledger.method, ledger.route_label())
-            for fact in done:
-                if fact.__class__ is float:
-                    counts.checkouts += 1
-                    if fact > 0.0:
-                        counts.seconds += fact
-                elif isinstance(fact, tuple):
-                    outcome, seconds = fact
-                    ended[counts, outcome].append(seconds)
-                else:
-                    counts.late_commits += 1
+            route = ledger.route or ledger.route_label()
+            if route not in known:
+                route = self.routes.of(route)
+            # All facts of a route in one list first: what is looked up per route is looked up once.
+            by_route[ledger.method, route] += done
             if peak:
                 peaks.append(peak)
-        for (counts, outcome), values in ended.items():
-            counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + len(values)
-            self.durations[outcome].observe(values)
+        for key, facts in by_route.items():
+            self._add_facts(self._counts(key), facts)
         self.per_work.observe(peaks)
 
-    def add_pool(self, name: str, waits: Iterable[float], uses: Iterable[float]) -> None:
+    def _add_facts(self, counts: RouteCounts, facts: Iterable[Done]) -> None:
+        used: list[float] = []
+        ended: dict[str, list[float]] = defaultdict(list)
+        for fact in facts:
+            if type(fact) is float:
+                used.append(fact)
+            elif isinstance(fact, tuple):
+                outcome, seconds = fact
+                ended[outcome].append(seconds)
+            else:
+                counts.late_commits += 1
+        counts.checkouts += len(used)
+        counts.seconds += sum(_forwards(used))
+        for outcome, values in ended.items():
+            counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + len(values)
+            self.durations[outcome].observe(values)
+
+    def add_pool(self, name: str, waits: Sequence[float], uses: Sequence[float]) -> None:
         """Add the waits and holds of one pool, in seconds."""
         pool = self.pools.of(name)
         self.changes += 1

@@ -9,7 +9,7 @@ import sys
 import weakref
 from asyncio import _get_running_loop as get_running_loop
 from collections.abc import Awaitable, Callable
-from types import CodeType, FrameType
+from types import CodeType, FrameType, MethodType
 from typing import Any
 
 import sqlalchemy.engine.base
@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
 
 from session_watch import current, incidents, listeners
-from session_watch.call_site import Ways, caller, learn_endpoint, whoami
-from session_watch.current import CURRENT, acting, current_work, detached, running_task, still_runs
+from session_watch.call_site import Ways, caller, whoami
+from session_watch.current import CURRENT, acting, current_work, detached, running_task, still_runs, task_in
 from session_watch.drivers import has_no_slot
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
@@ -57,6 +57,8 @@ CLOSED = Ways()
 _active = False
 # Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
 known_book = POOLS.get
+_getframe = sys._getframe
+just_taken = listeners.taken.append
 # Where a connection keeps what it calls when it comes back.
 RETURNED = "session_watch.returned"
 
@@ -68,7 +70,7 @@ def _made(original: Callable[..., None]) -> Callable[..., None]:
         if not _active:
             return
         try:
-            account = self._session_watch = new_account(self, current.clock())
+            account = self._session_watch = new_account(self)
             ambient = sys.exc_info()[1]
             if ambient is not None:
                 account.ambient = id(ambient)
@@ -78,10 +80,11 @@ def _made(original: Callable[..., None]) -> Callable[..., None]:
             if ledger.endless:
                 _made_outside(account)
             else:
-                if ledger.scope is not None:
-                    learn_endpoint(ledger.scope)
                 account.made_in = ledger
-                account.made_by = acting(ledger)
+                # Most are the work's own task: what acting() would say, without its call.
+                loop = ledger.loop
+                own = loop is not None and loop is get_running_loop() and task_in(loop) is ledger.task
+                account.made_by = None if own else acting(ledger)
             account.mark = caller(MADE)
             if incidents.looks_at_endpoints and ledger.scope is not None:
                 _made_by_endpoint(account, ledger)
@@ -98,7 +101,7 @@ def _made_by_endpoint(account: Account, ledger: Ledger) -> None:
     endpoint = inspect.unwrap((ledger.scope or {}).get("endpoint") or _made_by_endpoint)
     if account.mark is not None and getattr(endpoint, "__code__", None) is account.mark[0]:
         incident = Incident("made by endpoint", account=account, mark=account.mark)
-        incident.phase, incident.expected = phase_of(ledger, account.made_at), account.expected
+        incident.phase, incident.expected = phase_of(ledger, current.clock()), account.expected
         ledger.note(incident)
 
 
@@ -375,9 +378,16 @@ def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> 
             try:
                 returned = info[RETURNED]
             except KeyError:
-                returned = info[RETURNED] = functools.partial(came_back, info)
+                returned = info[RETURNED] = MethodType(came_back, info)
             record.finalize_callback.append(returned)
-        if not _asked_by_session():
+        try:
+            # A Session asks through Engine.connect: it stands five frames below, at a fixed place.
+            by_session = _getframe(5).f_code is _asking[0] or _asked_by_session(_getframe(5))
+        except ValueError:
+            by_session = False
+        if by_session:
+            just_taken(checkout)
+        else:
             _mark_raw(checkout, ledger)
         held = ledger.held
         if held and not ledger.endless:
@@ -411,16 +421,7 @@ def _look_at_loop(checkout: Checkout, proxy: PoolProxiedConnection) -> None:
         note_in(checkout.ledger, incident)
 
 
-def _asked_by_session() -> bool:
-    """A Session asks through ``Engine.connect``: it stands five frames below, at a fixed place."""
-    try:
-        code = sys._getframe(6).f_code
-    except ValueError:
-        return False
-    return code is _asking[0] or _asks_from(sys._getframe(6))
-
-
-def _asks_from(frame: FrameType | None) -> bool:
+def _asked_by_session(frame: FrameType | None) -> bool:
     """Whether a Session asks here, or from behind what others have wrapped around the engine's methods."""
     for _ in range(1 + WRAPPERS):
         if frame is None:
@@ -442,8 +443,6 @@ _asking: list[CodeType | None] = [None]
 def _mark_raw(checkout: Checkout, ledger: Ledger) -> None:
     checkout.raw = True
     checkout.mark = caller(None, 4)
-    if ledger.scope is not None:
-        learn_endpoint(ledger.scope)
     if not ledger.endless:
         checkout.actor = acting(ledger)
     if incidents.expectations is not None:

@@ -30,7 +30,7 @@ from session_watch import SessionWatch, SessionWatchMiddleware, Settings, metric
 from session_watch.findings import Finding, Severity
 from session_watch.inbox import ERRORS
 from session_watch.sinks.metrics import PREFIX
-from session_watch.tally import OWN, Tally
+from session_watch.tally import OWN, RouteCounts, Tally
 from tests.asgi import answered, call, http
 from tests.without_advice import unadvised
 
@@ -479,7 +479,7 @@ async def test_loop_while_scraped(engine: Engine) -> None:
     with watching() as watch:
         for n in range(200):
             for method in ("GET", "POST"):
-                counts = watch.tally.counts_of(method, f"/route/{n}")
+                counts = watch.tally.by_route[method, watch.tally.routes.of(f"/route/{n}")] = RouteCounts()
                 counts.outcomes.update(committed=1, closed=1, rolled_back=1)
         app = metrics_app(watch)
         stalls: list[float] = []

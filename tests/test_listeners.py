@@ -1249,7 +1249,7 @@ def _everything(engine: Engine, lent: Session) -> None:
         pytest.param("session_watch.listeners.Transaction", "after_transaction_create", id="beginning"),
         pytest.param("session_watch.listeners._end", "after_transaction_end", id="ending"),
         pytest.param("session_watch.listeners._hand_over", "after_begin", id="connecting"),
-        pytest.param("session_watch.listeners.effect", "do_execute", id="executing"),
+        pytest.param("session_watch.listeners.known_effect", "do_execute", id="executing"),
         pytest.param("session_watch.listeners.checked_in", "checkin", id="coming back"),
         pytest.param("session_watch.listeners.checked_in", "detach", id="being detached"),
         pytest.param("session_watch.listeners._reason", "invalidate", id="being invalidated"),
@@ -1417,7 +1417,7 @@ def test_our_own_failure_is_told_once(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A part that fails again and again gives one line in the log, with its class and without its text."""
-    monkeypatch.setattr("session_watch.listeners.effect", broken)
+    monkeypatch.setattr("session_watch.listeners.known_effect", broken)
     with SessionWatch(Settings(), registry=CollectorRegistry()) as watch:
         for _ in range(3):
             with watch.job("play"):

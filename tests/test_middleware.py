@@ -36,6 +36,8 @@ from session_watch import (
     testing,
 )
 from session_watch import watch as watch_module
+from session_watch.current import current_work
+from session_watch.ledger import Ledger
 from tests.asgi import answered, call, http
 from tests.without_advice import unadvised
 
@@ -741,3 +743,19 @@ def test_hostile_request_id(app: FastAPI, caplog: pytest.LogCaptureFixture, valu
     assert "\n" not in line
     assert finding.request_id is None or (len(finding.request_id) <= 64 and finding.request_id.isascii())
     assert not any("r-1" in label or "rrr" in label for label in labels)
+
+
+def test_a_request_s_account_has_what_any_other_has() -> None:
+    """The middleware makes it without its constructor, and leaves nothing of it unset."""
+    ledgers = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        ledgers.append(current_work())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with SessionWatch(unadvised(), registry=CollectorRegistry()) as watch:
+        call(SessionWatchMiddleware(app, watch=watch))
+    (ledger,) = ledgers
+    assert ledger.is_request
+    assert [name for name in Ledger.__slots__ if not hasattr(ledger, name)] == []
