@@ -34,7 +34,7 @@ LAYERS = (
     ("watch",),
     ("middleware", "testing"),
     ("",),  # the package itself: the public names
-    ("demo",),
+    ("demo", "export"),
     ("cli",),
     ("__main__",),
 )

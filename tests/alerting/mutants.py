@@ -26,6 +26,7 @@ class Mutant:
 def mutants(groups: Group) -> Iterator[Mutant]:
     """Every rule, broken in every way that changes it."""
     labels = {alert.name: alert.labels for alert in ALERTS}
+    labels |= {recording.name: tuple(recording.name.partition(":")[0].split("_")) for recording in RECORDINGS}
     for index, rule in enumerate(groups["groups"][0]["rules"]):
         name = rule.get("alert") or rule["record"]
         for mutation, mutate in {**MUTATIONS, **_drops(labels.get(name, ()))}.items():
