@@ -12,11 +12,12 @@ READY := $(VENV)/.ready-$(VERSION)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench compat clean
+.PHONY: help demo test alerts bench compat clean
 
 help:
 	@echo "make demo     run the demo: every pattern and anti-pattern, with its findings"
 	@echo "make test     ruff, mypy and pytest"
+	@echo "make alerts   alert rules and dashboards in a real Prometheus and Alertmanager, which it installs: minutes"
 	@echo "make bench    what watching costs"
 	@echo "make compat   the tests against the oldest and newest versions of what we depend on"
 	@echo "make clean    remove the environment and what the tools left"
@@ -31,6 +32,9 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+alerts: $(READY)
+	$(BIN)/pytest -m alerts tests/alerting
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

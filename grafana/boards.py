@@ -27,7 +27,7 @@ def _rate(name: str, scope: str, *by: str, matcher: str = "") -> str:
 
 IDLE = 'state="idle_in_transaction"'
 USED = metric("connections", OF_POOL, 'state="used"')
-CHECKOUTS = summed(f"increase({metric('connection_checkouts_total', OF_ROUTE)}[{WINDOW}])", "method", "route")
+CHECKOUTS = summed(fresh(metric("connection_checkouts_total", OF_ROUTE), WINDOW), "method", "route")
 
 
 def _stat(title: str, description: str, expression: str, **more: object) -> Panel:
