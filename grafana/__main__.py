@@ -18,6 +18,7 @@ def files() -> dict[str, str]:
     """Every generated file by its path below this folder."""
     return {
         **{f"dashboards/{board.uid}.json": rendered(board) for board in BOARDS},
+        "dashboards/.lint": rules.linter(),
         "provisioning/datasources/prometheus.yml": rules.datasource(),
         "provisioning/dashboards/session-watch.yml": rules.provider(),
         "prometheus/session-watch.rules.yml": rules.rules(),

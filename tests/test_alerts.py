@@ -29,6 +29,7 @@ def test_generated_files_are_as_the_code_says() -> None:
         "prometheus/session-watch.rules.yml": rules.rules(),
         "prometheus/prometheus.example.yml": rules.prometheus(),
         "prometheus/alertmanager.example.yml": rules.alertmanager(),
+        "dashboards/.lint": rules.linter(),
         "provisioning/datasources/prometheus.yml": rules.datasource(),
         "provisioning/dashboards/session-watch.yml": rules.provider(),
         "compose.yaml": rules.compose(),

@@ -33,8 +33,26 @@ def test_every_file_is_as_the_code_says() -> None:
 
     assert stale() == []
     generated = ("dashboards", "prometheus", "provisioning", "runbooks")
-    there = {path.relative_to(HOME).as_posix() for part in generated for path in (HOME / part).rglob("*.*")}
+    there = {
+        path.relative_to(HOME).as_posix() for part in generated for path in (HOME / part).rglob("*") if path.is_file()
+    }
     assert there | {"compose.yaml"} == set(files())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="grafana-foundation-sdk needs Python 3.11")
+def test_what_is_stale_is_told_and_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--check names what is not as the code says and writes nothing; without it is written; else it is refused."""
+    from grafana import __main__ as writing
+
+    monkeypatch.setattr(writing, "HOME", tmp_path)
+    assert writing.main(["--check"]) == 1
+    assert "compose.yaml" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert writing.main([]) == 0
+    assert writing.main(["--check"]) == 0
+    assert writing.main(["--chekc"]) == 2
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="grafana-foundation-sdk needs Python 3.11")
