@@ -69,6 +69,12 @@ def _lower(rule: Rule) -> None:
         rule["expr"] = re.sub(r"(>=?) (0?\.?[1-9][\d.]*)", lambda m: f"{m[1]} {float(m[2]) / 10:g}", rule["expr"])
 
 
+def _turned(rule: Rule) -> None:
+    """What should be above is below."""
+    if "alert" in rule:
+        rule["expr"] = rule["expr"].replace(" > ", " < ").replace(" == 1", " == 0")
+
+
 def _unborn(rule: Rule) -> None:
     """Only what increase() sees."""
     rule["expr"] = re.sub(r"\((\S+) unless \1 offset \w+\) or ", "", rule["expr"])
@@ -100,6 +106,7 @@ def _silent(rule: Rule) -> None:
 MUTATIONS: dict[str, Callable[[Rule], None]] = {
     "never true": _never,
     "always true": _always,
+    "turned": _turned,
     "limit x10": _higher,
     "limit /10": _lower,
     "birth unseen": _unborn,

@@ -35,12 +35,18 @@ def test_every_mutant_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def table(killed: dict[tuple[str, str], bool]) -> str:
     """A row for each rule, a column for each mutation; labels count together."""
-    columns = [*MUTATIONS, "dropped"]
-    lines = [f"{'rule':34} " + " ".join(f"{name[:9]:>9}" for name in columns)]
+    columns = [*MUTATIONS, "label dropped"]
+    lines = [f"{'rule':40} {' '.join(columns)}"]
     for rule in NAMES:
-        found = [
-            [dead for (name, done), dead in killed.items() if name == rule and column in done] for column in columns
-        ]
-        cells = [f"{sum(each)}/{len(each)}" if each else "-" for each in found]
-        lines.append(f"{rule.split(':')[-2] if ':' in rule else rule:34} " + " ".join(f"{cell:>9}" for cell in cells))
+        found: dict[str, list[bool]] = {column: [] for column in columns}
+        for (name, done), dead in killed.items():
+            if name == rule:
+                found["label dropped" if done.endswith(" dropped") else done].append(dead)
+        cells = [f"{sum(each)}/{len(each)}" if each else "-" for each in found.values()]
+        lines.append(f"{rule.split(':')[-2] if ':' in rule else rule:40} " + " ".join(map(centred, cells, columns)))
     return "\n".join(lines)
+
+
+def centred(cell: str, column: str) -> str:
+    """A cell below the middle of its heading."""
+    return cell.center(len(column))
