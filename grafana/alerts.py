@@ -74,8 +74,9 @@ class Alert:
     def log_query(self) -> str:
         """What finds its log lines in Loki; empty where the log has none."""
         named = [label for label in ("rule", "method", "route", "pool") if label in self.labels]
-        lines = '{job="{{ $labels.job }}"} |= "session_watch.finding" | json'
-        return " | ".join((lines, *(f'{label}="{{{{ $labels.{label} }}}}"' for label in named))) if named else ""
+        lines = '{job={{ $labels.job | printf "%q" }}} |= "session_watch.finding" | json'
+        filters = (f'{label}={{{{ $labels.{label} | printf "%q" }}}}' for label in named)  # a job is named as one likes
+        return " | ".join((lines, *filters)) if named else ""
 
     @property
     def annotations(self) -> dict[str, str]:
@@ -92,12 +93,12 @@ BY_FINDING = ("job", "rule", "method", "route")
 # Rules have no other means to say who, when what they measure is a pool: the template asks Prometheus again.
 HOLDERS = (
     "{{ range query (printf `topk(3, sum by (route) "
-    '(session_watch_connections_held{job="%s",instance="%s"}) > 0)` $labels.job $labels.instance) }}'
+    "(session_watch_connections_held{job=%q,instance=%q}) > 0)` $labels.job $labels.instance) }}"
     ' {{ .Labels.route }} ({{ printf "%.0f" .Value }}){{ end }}'
 )
 INSTANCES = (
     f"{{{{ range query (printf `sum by (instance) ({FINDINGS}"
-    '{job="%s",rule="%s",method="%s",route="%s"}) > 0`'
+    "{job=%q,rule=%q,method=%q,route=%q}) > 0`"
     " $labels.job $labels.rule $labels.method $labels.route) }}"
     " {{ .Labels.instance }}{{ end }}"
 )

@@ -6,6 +6,7 @@ fires with all it says, and one in which it is over.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +50,8 @@ def series(name: str, **labels: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """A label's value, as Prometheus writes it."""
-    return f'"{value}"'
+    """A label's value, as Prometheus and Loki write it."""
+    return json.dumps(value)
 
 
 BORN = "_x20 1x100"
@@ -110,19 +111,19 @@ STORIES: tuple[Story, ...] = (
         {26: (), 40: ()},
     ),
     Story(
-        "a job, which has no method",
+        "a job, which has no method and any name",
         "SessionWatchSessionLeak",
         {
             series(
-                "findings_total", job="shop", instance="web-1", rule="left-to-gc", method="", route="job:nightly"
+                "findings_total", job="shop", instance="web-1", rule="left-to-gc", method="", route='job:the "big" one'
             ): BORN
         },
         {
             9: (),
             12: (
                 Told(
-                    {"job": "shop", "rule": "left-to-gc", "route": "job:nightly"},
-                    f"job:nightly left a connection open 1 times in 15 minutes (left-to-gc), on web-1. {IN_LOG}",
+                    {"job": "shop", "rule": "left-to-gc", "route": 'job:the "big" one'},
+                    f'job:the "big" one left a connection open 1 times in 15 minutes (left-to-gc), on web-1. {IN_LOG}',
                 ),
             ),
         },
@@ -437,7 +438,9 @@ def said_by(name: str, told: Told) -> dict[str, str]:
     }
     of_rule = ("rule", "method") if "rule" in labels else ()
     filters = [
-        f'{label}="{labels.get(label, "")}"' for label in (*of_rule, "route", "pool") if label in (*labels, *of_rule)
+        f"{label}={quoted(labels.get(label, ''))}"
+        for label in (*of_rule, "route", "pool")
+        if label in (*labels, *of_rule)
     ]
     if filters:
         said["log_query"] = " | ".join(('{job="shop"} |= "session_watch.finding" | json', *filters))
