@@ -134,6 +134,7 @@ def prometheus(
         f"--web.listen-address={HOST}:{port}",
         "--enable-feature=exemplar-storage",
         "--query.lookback-delta=5s",
+        "--rules.alert.resend-delay=1s",  # else what an alert says is a minute old, which is an hour here
     )
     url = f"http://{HOST}:{port}"
     try:
@@ -149,14 +150,22 @@ class Received:
 
     notifications: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
 
-    def alerts(self, status: str) -> dict[str, tuple[float, dict[str, Any]]]:
-        """The first time each alert was told with this status, by name."""
-        first: dict[str, tuple[float, dict[str, Any]]] = {}
-        for at, notification in tuple(self.notifications):
+    def moments(self, name: str, status: str) -> list[float]:
+        """Every time this alert was told with this status."""
+        return [
+            at
+            for at, notification in tuple(self.notifications)
+            for alert in notification["alerts"]
+            if alert["labels"]["alertname"] == name and alert["status"] == status
+        ]
+
+    def unresolved(self) -> set[str]:
+        """The alerts of which something was told that was not taken back."""
+        last: dict[str, tuple[str, str]] = {}
+        for _, notification in tuple(self.notifications):
             for alert in notification["alerts"]:
-                if alert["status"] == status:
-                    first.setdefault(alert["labels"]["alertname"], (at, alert))
-        return first
+                last[alert["fingerprint"]] = (alert["labels"]["alertname"], alert["status"])
+        return {name for name, status in last.values() if status == "firing"}
 
 
 @contextmanager

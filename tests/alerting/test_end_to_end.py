@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,7 +19,7 @@ import httpx
 import psycopg
 import pytest
 
-from grafana.alerts import ALERTS
+from grafana.alerts import ALERTS, INHIBITED
 from grafana.promql import Pace
 from grafana.rules import alertmanager as alertmanager_configuration
 from grafana.rules import rules
@@ -50,6 +51,10 @@ BAD = (
     ("POST", "/bad/nested"),
     ("GET", "/bad/slow"),
 )
+WATCHED = "tests.alerting.shop:watched"
+SHOWN = ("SessionWatchSessionLeak", "SessionWatchLeakDrainsPool", "SessionWatchPoolExhausted")
+INHIBITABLE = {name for targets, _ in INHIBITED.values() for name in targets}
+"""What was told and is inhibited when it ends is not told as resolved."""
 MARK = "# this line begins what is never closed"
 HOME = Path(__file__).resolve().parents[2] / "grafana"
 
@@ -86,70 +91,99 @@ def active(address: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_every_alert_fires_and_clears(
-    postgres_database: Postgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """None fires in a clean run; each fires for its fault, names the route, leads to the line, and clears."""
+@dataclass
+class Fleet:
+    """Two hosts of a shop and a third that will be forgotten, who watches them, and who is told."""
+
+    folder: Path
+    database: Postgres
+    one: str
+    two: str
+    third: str
+    third_ends: ExitStack
+    log: Path
+    watcher: Prometheus
+    manager: str
+    received: Received
+
+
+@pytest.fixture
+def fleet(postgres_database: Postgres, tmp_path: Path) -> Iterator[Fleet]:
+    """The fleet, running."""
     shop = {"SHOP_DATABASE": postgres_database.asyncpg, "SESSION_WATCH_LOG": "json"}
-    names = {alert.name for alert in ALERTS}
-    began = time.time()
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as third_ends:
         receiving, received = stack.enter_context(receiver())
         manager = stack.enter_context(alertmanager(tmp_path, alertmanager_configuration(), receiving))
-        hosts = [
-            stack.enter_context(uvicorn(name, "tests.alerting.shop:watched", tmp_path, **shop))
-            for name in ("web-1", "web-2")
-        ]
-        (one, log), (two, _) = hosts
-        forgotten = ExitStack()
-        stack.enter_context(forgotten)
-        third, _ = forgotten.enter_context(uvicorn("web-3", "tests.alerting.shop:watched", tmp_path, **shop))
+        one, log = stack.enter_context(uvicorn("web-1", WATCHED, tmp_path, **shop))
+        two, _ = stack.enter_context(uvicorn("web-2", WATCHED, tmp_path, **shop))
+        third, _ = third_ends.enter_context(uvicorn("web-3", WATCHED, tmp_path, **shop))
         targets = {"web-1": one, "web-2": two, "web-3": third}
         watcher = stack.enter_context(prometheus(tmp_path, "shop", targets, rules=rules(FAST), alertmanager=manager))
+        yield Fleet(tmp_path, postgres_database, one, two, third, third_ends, log, watcher, manager, received)
 
-        with visitors(one, GOOD, 0.01, many=4), visitors(two, GOOD, 0.01, many=4), visitors(two, ONE_AT_A_TIME, 0.01):
-            wait_for(lambda: time.time() - began > CLEAN_SECONDS, CLEAN_SECONDS + 60, "a clean run")
-        clean_until = time.time()
-        assert watcher.over('ALERTS{alertstate="firing"}', began, clean_until, 0.5) == []
-        assert active(manager) == {}
-        pending = sorted({each["metric"]["alertname"] for each in watcher.over("ALERTS", began, clean_until, 0.5)})
-        served = sum(
-            float(sample["value"][1]) for sample in watcher.instant("session_watch_connection_checkouts_total")
-        )
 
-        forgotten.close()
-        port = third.rpartition(":")[2]
-        bare = stack.enter_context(ExitStack())
-        bare.enter_context(unwatched(port, tmp_path))
-        httpx.post(f"http://{two}/faults/callback/true").raise_for_status()
-        httpx.post(f"http://{one}/faults/sweeper/true").raise_for_status()
-        with (
-            visitors(one, BAD, 0.2),
-            visitors(two, BAD, 0.2),
-            visitors(two, (("GET", "/bad/small"),), 0.01, many=6),
-        ):
-            wait_for(lambda: names <= set(active(manager)), FIRING_SECONDS, f"{names} to fire")
-            firing = active(manager)
-            wait_for(lambda: suppressed(manager), 20, "the lesser pool alert to be inhibited")
-            leak = leak_of(firing)
-            found = line_of(leak, log)
-            backend_is_ended(postgres_database, found["db_pid"])
-        bare.close()
-        for address in (one, two):
-            httpx.post(f"http://{address}/reset", timeout=30).raise_for_status()
-        quiet_from = time.time()
-        with visitors(one, GOOD, 0.05), visitors(two, GOOD, 0.05):
-            wait_for(lambda: not active(manager), CLEARING_SECONDS, "every alert to clear")
-            told = names - {"SessionWatchPoolNearExhaustion", "SessionWatchSlowCheckout"}  # may be inhibited throughout
-            wait_for(lambda: told <= set(received.alerts("resolved")), 30, "all to be told as resolved")
+def test_every_alert_fires_and_clears(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    """None fires in a clean run; each fires for its fault, names the route, leads to the line, and clears."""
+    began = time.time()
+    told = [clean_run(fleet, began)]
+    zero = time.time()
+    line = faults(fleet)
+    told.append(f"faults from 0 s to {time.time() - zero:.0f} s; a second here is a minute")
+    quiet_again(fleet)
+    told += story(fleet.watcher, fleet.received, zero)
+    told.append(f"the leak's line: {line['opened_site']} (fingerprint {line['fingerprint']}); its backend ended by SQL")
+    with capsys.disabled():
+        print("\n\n" + "\n".join(told))
 
-        timeline = list(story(watcher, received, clean_until))
-        with capsys.disabled():
-            print(f"\n\nclean run: {clean_until - began:.0f} s, {served:.0f} checkouts")
-            print(f"no alert fired; pending for a moment: {pending}")
-            print(f"faults from 0 s to {quiet_from - clean_until:.0f} s; a second here is a minute")
-            print("\n".join(timeline))
-            print(f"the leak's line: {found['opened_site']} (fingerprint {found['fingerprint']}), backend ended by SQL")
+
+def clean_run(fleet: Fleet, began: float) -> str:
+    """Under load and without a fault nothing fires; gives what was done, in words."""
+    one, two, watcher = fleet.one, fleet.two, fleet.watcher
+    with visitors(one, GOOD, 0.01, many=4), visitors(two, GOOD, 0.01, many=4), visitors(two, ONE_AT_A_TIME, 0.01):
+        wait_for(lambda: time.time() - began > CLEAN_SECONDS, CLEAN_SECONDS + 60, "a clean run")
+    ended = time.time()
+    assert watcher.over('ALERTS{alertstate="firing"}', began, ended, 0.5) == []
+    assert active(fleet.manager) == {}
+    pending = sorted({series["metric"]["alertname"] for series in watcher.over("ALERTS", began, ended, 0.5)})
+    (checkouts,) = watcher.instant("sum(session_watch_connection_checkouts_total)")
+    served = float(checkouts["value"][1])
+    assert served > 1000
+    return f"clean run: {ended - began:.0f} s, {served:.0f} checkouts, no alert fired; pending for a moment: {pending}"
+
+
+def faults(fleet: Fleet) -> dict[str, Any]:
+    """Every fault at once until each alert has been in Alertmanager; gives the finding of the leak."""
+    names, seen = {alert.name for alert in ALERTS}, set[str]()
+
+    def all_seen() -> bool:
+        seen.update(active(fleet.manager))  # of a pool there is a finding once a minute: its alert comes and goes
+        return names <= seen
+
+    fleet.third_ends.close()
+    httpx.post(f"http://{fleet.two}/faults/callback/true").raise_for_status()
+    httpx.post(f"http://{fleet.one}/faults/sweeper/true").raise_for_status()
+    with (
+        unwatched(fleet.third.rpartition(":")[2], fleet.folder),
+        visitors(fleet.one, BAD, 0.2),
+        visitors(fleet.two, BAD, 0.2),
+        visitors(fleet.two, (("GET", "/bad/small"),), 0.01, many=6),
+    ):
+        wait_for(all_seen, FIRING_SECONDS, f"{names} to fire")
+        wait_for(lambda: shown(active(fleet.manager)), FIRING_SECONDS, f"{SHOWN} at once, of both hosts")
+        leak = leak_of(active(fleet.manager))
+        wait_for(lambda: suppressed(fleet.manager), FIRING_SECONDS, "the lesser pool alert to be inhibited")
+        found = line_of(leak, fleet.log)
+        backend_is_ended(fleet.database, found["db_pid"])
+    return found
+
+
+def quiet_again(fleet: Fleet) -> None:
+    """When the faults are over every alert clears, and is told as resolved."""
+    for address in (fleet.one, fleet.two):
+        httpx.post(f"http://{address}/reset", timeout=30).raise_for_status()
+    with visitors(fleet.one, GOOD, 0.05), visitors(fleet.two, GOOD, 0.05):
+        wait_for(lambda: not active(fleet.manager), CLEARING_SECONDS, "every alert to clear")
+        wait_for(lambda: fleet.received.unresolved() <= INHIBITABLE, 30, "all to be told as resolved")
 
 
 @contextmanager
@@ -166,13 +200,19 @@ def suppressed(manager: str) -> bool:
     return any(alert["labels"]["pool"] == "small" and alert["status"]["inhibitedBy"] for alert in near)
 
 
+def shown(firing: dict[str, list[dict[str, Any]]]) -> bool:
+    """Whether what is looked at fires at the same time, and the leak's alert names both hosts."""
+    leaks = [alert["annotations"]["description"] for alert in firing.get("SessionWatchSessionLeak", ())]
+    return set(SHOWN) <= set(firing) and any("on web-1 web-2." in said for said in leaks)
+
+
 def leak_of(firing: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The leak's alert, which names job, rule, method and route, both hosts, and where to look."""
     leaks = {alert["labels"]["route"]: alert for alert in firing["SessionWatchSessionLeak"]}
     leak = leaks[ROUTE]
     expected = {"job": "shop", "rule": "left-open", "method": "GET", "severity": "warning"}
     assert expected.items() <= leak["labels"].items()
-    assert "web-1 web-2" in leak["annotations"]["description"]
+    assert "on web-1 web-2." in leak["annotations"]["description"]
     url = urlsplit(leak["annotations"]["dashboard_url"])
     assert url.path == "/d/session-watch-route"
     assert parse_qs(url.query)["var-route"] == [ROUTE]
@@ -228,15 +268,14 @@ def story(watcher: Prometheus, received: Received, zero: float) -> Iterator[str]
     for series in watcher.over("ALERTS", zero - 5, end, 0.5):
         labels = series["metric"]
         seen.setdefault((labels["alertname"], labels["alertstate"]), []).extend(float(at) for at, _ in series["values"])
-    told, resolved = received.alerts("firing"), received.alerts("resolved")
     yield f"{'alert':32} {'pending':>8} {'firing':>8} {'told':>8} {'over':>8} {'resolved':>8}"
     for alert in ALERTS:
         name = alert.name
         moments = (
             min(seen.get((name, "pending"), [math.nan])),
             min(seen.get((name, "firing"), [math.nan])),
-            told[name][0] if name in told else math.nan,
+            min(received.moments(name, "firing"), default=math.nan),
             max(seen.get((name, "firing"), [math.nan])),
-            resolved[name][0] if name in resolved else math.nan,
+            max(received.moments(name, "resolved"), default=math.nan),
         )
         yield f"{name:32} " + " ".join(f"{moment - zero:7.1f}s" for moment in moments).replace("nans", "   -")
