@@ -14,7 +14,7 @@ NEIGHBOURS := .neighbours
 NEIGHBOURS_READY := $(NEIGHBOURS)/.ready-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test workers bench compat neighbours clean
+.PHONY: help demo test workers alerts bench compat neighbours clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(READY) ## ruff, mypy and pytest
 
 workers: $(READY) ## totals over several workers, with ten thousand requests to each server
 	$(BIN)/pytest -m workers -s
+
+alerts: $(READY) ## alert rules and dashboards in a real Prometheus and Alertmanager: some minutes
+	$(BIN)/pytest -m alerts tests/alerting
 
 bench: $(READY) ## what watching costs
 	$(BIN)/python -m benchmarks

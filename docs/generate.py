@@ -1,4 +1,4 @@
-"""Fills the marked parts of the README and the docs with what the code says of rules, settings and metrics.
+"""Fills the marked parts of the README and the docs with what the code says of rules, settings, metrics and alerts.
 
 A part stands between ``<!-- name -->`` and ``<!-- /name -->``; what is around it is written by hand.
 ``python docs/generate.py`` fills them; ``--check`` only tells which files would change, and exits 1 if one would.
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 
+from grafana.alerts import ALERTS, Alert
+from grafana.promql import USUAL
 from session_watch.demo.scenarios import LEAKS
 from session_watch.rules import BLAME, RULES, Rule
 from session_watch.settings import Settings, variable
@@ -110,6 +112,27 @@ def _metric(described: metrics.Described) -> tuple[str, str, str, str, str]:
     return name, described.kind, _code(described.labels), across, meaning
 
 
+# --- Alerts --------------------------------------------------------------------------------------
+
+
+def alert_table() -> str:
+    """One row per alert, with a link to its runbook."""
+    return table(("alert", "severity", "waits", "labels", "what"), [_alert(alert) for alert in ALERTS])
+
+
+def _alert(alert: Alert) -> tuple[str, str, str, str, str]:
+    link = f"[{alert.name}](../grafana/{alert.runbook})"
+    waits = USUAL.span(alert.wait) if alert.wait else ""
+    return link, alert.level, waits, _code(alert.labels), alert.summary
+
+
+def alert_rules() -> str:
+    """Which alert tells of which rule."""
+    alerted = {rule: alert.name for alert in ALERTS for rule in alert.rules}
+    told = [(f"[`{r.name}`](rules.md#{r.name})", alerted.get(r.name, "none: it is advice")) for r in RULES]
+    return table(("rule", "alert"), told)
+
+
 # --- Parts and files -----------------------------------------------------------------------------
 
 
@@ -124,6 +147,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     DOCS / "rules.md": {"table": rule_table, "blame": blame, "sections": rule_sections},
     DOCS / "settings.md": {"settings": settings},
     DOCS / "metrics.md": {"metrics": metric_table},
+    DOCS / "alerts.md": {"alerts": alert_table, "alerted": alert_rules},
 }
 
 

@@ -6,9 +6,11 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from session_watch import __version__
+from session_watch.export import GRAFANA_URL, RUNBOOK_URL, ExportError, export
 
 NEEDS_DEMO = ("fastapi", "uvicorn", "httpx", "aiosqlite", "greenlet")
 
@@ -64,7 +66,38 @@ def _demo(arguments: argparse.Namespace) -> int:
         return 1
 
 
-COMMANDS = (_add_demo,)
+def _add_export(commands: Any) -> None:
+    exporting = commands.add_parser(
+        "export",
+        help="dashboards, alert rules and runbooks for Grafana and Prometheus",
+        description="Writes dashboards, provisioning files, alert rules and runbooks, and a compose file to try them.",
+    )
+    exporting.set_defaults(run=_export)
+    exporting.add_argument("directory", type=Path, metavar="DIR", help="where to; made if it is not there")
+    exporting.add_argument("--force", action="store_true", help="overwrite files that were changed")
+    for name, what, usual in (("grafana", "your Grafana", GRAFANA_URL), ("runbook", "the runbooks", RUNBOOK_URL)):
+        told = f"where alerts find {what} (default: %(default)s)"
+        exporting.add_argument(f"--{name}-url", default=usual, metavar="URL", help=told)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    try:
+        done = export(
+            arguments.directory,
+            force=arguments.force,
+            grafana_url=arguments.grafana_url,
+            runbook_url=arguments.runbook_url,
+        )
+    except (ExportError, OSError) as error:
+        print(f"session-watch export: {error}", file=sys.stderr)
+        return 1
+    for path in done.written:
+        print(f"wrote {path}")
+    print(f"{len(done.written)} files written to {arguments.directory}, {len(done.unchanged)} were there already.")
+    return 0
+
+
+COMMANDS = (_add_demo, _add_export)
 
 
 def _installed(module: str) -> bool:

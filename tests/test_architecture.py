@@ -36,7 +36,7 @@ LAYERS = (
     ("exposition", "workers", "testing"),
     ("middleware",),
     ("",),  # the package itself: the public names
-    ("demo",),
+    ("demo", "export"),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,1 @@
+"""Alert rules and dashboards against the real Prometheus and Alertmanager."""
