@@ -13,7 +13,7 @@ from threading import get_ident
 from typing import Any
 
 from session_watch import current, standing
-from session_watch.call_site import Mark, caller, whoami
+from session_watch.call_site import Mark, caller, callers, whoami
 from session_watch.current import current_work, detached, running_task
 from session_watch.inbox import put
 from session_watch.ledger import COMMITTED_LATE, Account, Checkout, Incident, Ledger, Transaction, phase_of
@@ -32,6 +32,16 @@ _late_lines: set[Line] = set()
 BLOCKING: dict[int, Mark | None] = {}
 
 
+EVERY_ROUTE = "*"
+# Routes whose evidence is a whole stack: for the hour after a finding, or every route.
+hot_routes: set[str] = set()
+
+
+def evidence(ledger: Ledger) -> tuple[Mark, ...]:
+    """The whole stack, where one is wanted of this work; else nothing beside the one line that is always kept."""
+    return callers() if EVERY_ROUTE in hot_routes or ledger.route_label() in hot_routes else ()
+
+
 def expected_now() -> tuple[Any, ...]:
     """What the running code expects."""
     return () if expectations is None else expectations()
@@ -45,6 +55,8 @@ def note(opened: Transaction, incident: Incident) -> None:
 
 def note_in(ledger: Ledger, incident: Incident) -> None:
     """Keep it for the judgement of this work; have it judged at once where no end of the work is to come."""
+    if hot_routes:
+        incident.marks = evidence(ledger)
     if ledger.over or ledger.endless:
         put(("incident", (ledger, incident)))
     else:
@@ -144,19 +156,18 @@ def shared(account: Account, request: Ledger, opened: Transaction) -> None:
         return
     statement, mark = opened.last_statement, caller(None, 3)
     age = current.clock() - account.carried_at
-    request.note(
-        Incident(
-            "shared",
-            account=account,
-            other=other,
-            other_mark=account.carried_mark,
-            mark=mark,
-            age=age,
-            statement=statement,
-            phase=phase_of(request, current.clock()),
-            expected=expected_now(),
-        )
+    incident = Incident(
+        "shared",
+        account=account,
+        other=other,
+        other_mark=account.carried_mark,
+        mark=mark,
+        age=age,
+        statement=statement,
+        phase=phase_of(request, current.clock()),
+        expected=expected_now(),
     )
+    note_in(request, incident)
     account.carried_mark = mark
 
 
@@ -168,6 +179,8 @@ def late(account: Account, opened: Transaction, origin: Ledger, user: Ledger, st
     since = current.clock() - (origin.ended_at or current.clock())
     incident = Incident("late", account=account, mark=caller(None, 3), age=since, statement=statement, user=user.name)
     incident.expected = expected_now() + opened.expected
+    if hot_routes:
+        incident.marks = evidence(origin)
     if origin.trace_id is None and current_work() is origin:
         origin.trace_id = trace_id_here()  # a context that was inherited from the request still knows it
     put(("late", (origin, incident)))

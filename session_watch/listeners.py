@@ -13,7 +13,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransactionOrigin
 from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
-from session_watch import call_site, current, incidents
+from session_watch import current, incidents
 from session_watch.call_site import Ways, caller, whoami
 from session_watch.current import acting, current_work, detached, somebody, task_in
 from session_watch.failures import describe
@@ -23,6 +23,8 @@ from session_watch.incidents import (
     changed_hands,
     committed_late,
     entered,
+    evidence,
+    hot_routes,
     late,
     mark_late,
     may_block_its_loop,
@@ -60,8 +62,6 @@ EVERY_ROUTE = "*"
 # The checkout that a session asked for last, until its transaction begins on it: that follows at once, unless
 # another thread comes between, and the way through SQLAlchemy's proxy to what is known of it is long.
 taken: deque[Checkout] = deque(maxlen=1)
-# Routes whose evidence is a whole stack: for the hour after a finding, or every route.
-hot_routes: set[str] = set()
 
 
 def account_of(session: Session) -> Account:
@@ -132,9 +132,10 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
             opened.expected = incidents.expectations()
         account.transaction = opened
         ledger.open.add(opened)
-        if hot_routes and (EVERY_ROUTE in hot_routes or ledger.route_label() in hot_routes):
-            opened.marks = call_site.callers()
-            note_trace(ledger)  # a span inside of us may be gone when the work is judged
+        if hot_routes:
+            opened.marks = evidence(ledger)
+            if opened.marks:
+                note_trace(ledger)  # a span inside of us may be gone when the work is judged
     except Exception as error:
         ERRORS.failed("after_transaction_create", error)
 

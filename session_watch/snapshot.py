@@ -271,6 +271,7 @@ def _nested(incident: Incident) -> NestedCheckout:
         pool_max=checkout.pool.limit,
         phase=incident.phase,
         subject=checkout,
+        stack=_stack(incident.marks),
         expected=expected_of(incident.expected, taker.account.expected if taker is not None else ()),
     )
 
@@ -286,6 +287,7 @@ def _wrong_loop(incident: Incident) -> WrongLoop:
         session_id=None if taker is None else taker.account.session_id,
         phase=incident.phase,
         subject=checkout,
+        stack=_stack(incident.marks),
         expected=expected_of(incident.expected, () if taker is None else taker.account.expected),
     )
 
@@ -297,6 +299,7 @@ def _new_pool(incident: Incident) -> NewPool:
         living=living,
         opened_site=resolve(incident.mark),
         phase=incident.phase,
+        stack=_stack(incident.marks),
         expected=expected_of(incident.expected),
     )
 
@@ -312,6 +315,7 @@ def _overlap(incident: Incident) -> Overlap:
         last_statement=incident.statement,
         phase=incident.phase,
         subject=account,
+        stack=_stack(incident.marks),
         expected=expected_of(incident.expected, account.expected),
     )
 
@@ -329,6 +333,7 @@ def _late_commit(incident: Incident) -> LateCommit:
         opened_site=resolve(incident.other_mark),
         last_statement=incident.statement,
         phase=incident.phase,
+        stack=_stack(incident.marks),
         expected=expected_of(incident.expected, account.expected),
     )
 
@@ -341,6 +346,7 @@ def _habit(incident: Incident) -> Habit:
         created_site=resolve(account.mark),
         opened_site=resolve(incident.mark),
         phase=incident.phase,
+        stack=_stack(incident.marks),
         expected=expected_of(incident.expected, account.expected),
     )
 

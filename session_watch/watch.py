@@ -16,7 +16,7 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
-from session_watch import call_site, current, incidents, listeners, live
+from session_watch import call_site, current, incidents, live
 from session_watch.books import BOOKS
 from session_watch.call_site import resolve
 from session_watch.callbacks import Callback
@@ -175,7 +175,7 @@ class SessionWatch:
         self.attached, self.released = True, False
         call_site.trust(self.settings.app_packages, self.settings.helper_packages)
         if self.settings.evidence == "stack":
-            listeners.hot_routes.add(listeners.EVERY_ROUTE)
+            incidents.hot_routes.add(incidents.EVERY_ROUTE)
         if "not-request-scoped" in self._active:
             incidents.looks_at_endpoints = True
         if self._clock is not time.monotonic:
@@ -199,7 +199,7 @@ class SessionWatch:
         BOOKS.detach(self)
         if self._clock is not time.monotonic and current.clock is self._clock:
             current.clock = time.monotonic
-        listeners.hot_routes.clear()
+        incidents.hot_routes.clear()
         self._exporter.detach()
         if self._callback is not None:
             self._callback.stop()
@@ -369,13 +369,13 @@ class SessionWatch:
         """Collect stacks for this route from now on, and no longer for the one that was quiet longest of too many."""
         self._hot.pop(route, None)
         self._hot[route] = current.clock() + HOT_SECONDS
-        listeners.hot_routes.add(route)
+        incidents.hot_routes.add(route)
         while len(self._hot) > self.settings.max_routes:
             self._look_no_closer(next(iter(self._hot)))
 
     def _look_no_closer(self, route: str) -> None:
         del self._hot[route]
-        listeners.hot_routes.discard(route)
+        incidents.hot_routes.discard(route)
 
     def _tell(self, finding: Finding) -> None:
         for sink in self.sinks:

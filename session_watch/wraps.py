@@ -102,7 +102,7 @@ def _made_by_endpoint(account: Account, ledger: Ledger) -> None:
     if account.mark is not None and getattr(endpoint, "__code__", None) is account.mark[0]:
         incident = Incident("made by endpoint", account=account, mark=account.mark)
         incident.phase, incident.expected = phase_of(ledger, current.clock()), account.expected
-        ledger.note(incident)
+        note_in(ledger, incident)
 
 
 def _made_outside(account: Account) -> None:
@@ -355,7 +355,7 @@ def _born(book: PoolBook) -> None:
         incident = Incident("new pool", mark=MADE_IN_REQUESTS[pool], phase=phase_of(ledger, current.clock()))
         incident.detail = (book.name, earlier)
         incident.expected = expected_now()
-        ledger.note(incident)
+        note_in(ledger, incident)
 
 
 def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> None:
@@ -443,6 +443,8 @@ _asking: list[CodeType | None] = [None]
 def _mark_raw(checkout: Checkout, ledger: Ledger) -> None:
     checkout.raw = True
     checkout.mark = caller(None, 4)
+    if incidents.hot_routes:
+        checkout.marks = incidents.evidence(ledger)
     if not ledger.endless:
         checkout.actor = acting(ledger)
     if incidents.expectations is not None:
@@ -466,7 +468,7 @@ def _look_for_nesting(checkout: Checkout, ledger: Ledger, since: float) -> None:
             incident = Incident("nested", checkout=checkout, other=held, mark=caller(None, 4), age=age)
             incident.phase = phase_of(ledger, since)
             incident.expected = expected_now()
-            ledger.note(incident)
+            note_in(ledger, incident)
             return
 
 

@@ -423,6 +423,48 @@ def test_helper_is_part_of_the_stack(sessions: sessionmaker[Session], sources: S
     assert len(finding.stack) <= 12
 
 
+def leave_open(session: Session) -> object:
+    """A session's transaction."""
+    session.execute(ONE)
+    return session
+
+
+def leave_connection_open(session: Session) -> object:
+    """A connection without a session."""
+    return session.get_bind().engine.connect()
+
+
+def take_two(session: Session) -> object:
+    """Two of one bounded pool."""
+    session.execute(ONE)
+    return session.get_bind().engine.connect()
+
+
+def through(leak: Callable[[Session], object], session: Session) -> object:
+    """One call more, for the stack."""
+    return leak(session)
+
+
+@pytest.mark.parametrize(
+    ("leak", "rule"),
+    [
+        pytest.param(leave_open, "left-open", id="a session left open"),
+        pytest.param(leave_connection_open, "connection-left-open", id="a connection left open"),
+        pytest.param(take_two, "nested-connections", id="what is seen once"),
+    ],
+)
+def test_evidence_of_every_kind(sessions: sessionmaker[Session], leak: Callable[[Session], object], rule: str) -> None:
+    """A finding of the kind that is proved at the end, or seen once, has the whole stack where one is asked for."""
+    with watching(Settings(evidence="stack")) as watch:
+        with watch.job("leak"):
+            session = sessions()
+            left: Any = through(leak, session)
+        finding = next(each for each in watch.findings() if each.rule == rule)
+        left.close()
+        session.close()
+    assert [site.rpartition(" ")[2] for site in finding.stack[:2]] == [leak.__name__, "through"]
+
+
 @pytest.mark.parametrize(
     ("filename", "expected"),
     [

@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from starlette.types import Receive, Scope, Send
 
-from session_watch import SessionWatch, SessionWatchMiddleware, Settings, listeners, pools
+from session_watch import SessionWatch, SessionWatchMiddleware, Settings, incidents, pools
 from session_watch.books import BOOKS, SETTLED_LIMIT
 from session_watch.current import open_ledgers
 from session_watch.inbox import ERRORS, INBOX
@@ -483,7 +483,7 @@ def test_many_names_with_findings(engine: Engine) -> None:
         for number in range(100):
             with watch.job(f"import {number}"):
                 _uncommitted(engine)
-        assert listeners.hot_routes == {f"job:import {number}" for number in range(90, 100)}
+        assert incidents.hot_routes == {f"job:import {number}" for number in range(90, 100)}
 
 
 @contextmanager
