@@ -34,7 +34,9 @@ LAYERS = (
     ("watch",),
     ("middleware", "testing"),
     ("",),  # the package itself: the public names
-    ("demo",),
+    ("demo", "manual", "loading"),
+    ("asgi", "doctor"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
@@ -42,13 +44,15 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # Who may import what is not in the standard library.
 ONLY_IN = {
-    "sqlalchemy": {"listeners", "wraps", "standing", "pools", "sinks.metrics"},
+    "sqlalchemy": {"listeners", "wraps", "standing", "pools", "sinks.metrics", "doctor.application"},
     "greenlet": {"call_site"},
-    "starlette": {"middleware"},
-    "prometheus_client": {"sinks.metrics", "watch", "middleware", "testing"},
-    "structlog": {"sinks.log", "request_ids"},
+    "starlette": {"middleware", "doctor.proof"},
+    "prometheus_client": {"sinks.metrics", "watch", "middleware", "testing", "doctor.proof", "doctor.served"},
+    "structlog": {"sinks.log", "request_ids", "doctor.application"},
     "asgi_correlation_id": {"request_ids"},
     "pytest": {"pytest_plugin"},
+    "uvicorn": {"commands.run"},
+    "click": {"commands.run"},
 }
 
 # Their results depend on what they are given alone.
