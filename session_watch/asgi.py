@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from session_watch.loading import AppError, load_app, own_middleware
 from session_watch.middleware import SessionWatchMiddleware
 from session_watch.rule_names import refusal
+from session_watch.settings import SettingsError
 from session_watch.watch import default_watch, early_watch
 
 METRICS_PATH = "/metrics"
@@ -26,7 +27,10 @@ def watched_app(
 
     Settings that the app gives the middleware or the default watch itself are taken over.
     """
-    early = early_watch().attach()
+    try:
+        early = early_watch().attach()
+    except SettingsError as error:
+        raise AppError(str(error)) from error
     app = load_app(target, factory=factory)
     watch = None
     for own in own_middleware(app):

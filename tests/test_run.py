@@ -500,6 +500,23 @@ def test_asgi_refuses(environ: dict[str, str], said: str) -> None:
     assert said in done.stderr
 
 
+@pytest.mark.slow
+def test_a_wrong_setting_is_told(home: Path) -> None:
+    """As shortly as an app that cannot be loaded."""
+    done = refused(home, "shop.main:app", SESSION_WATCH_POOL_WAIT="soon")
+    assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
+    assert "session-watch run: SESSION_WATCH_POOL_WAIT: 'soon' is not accepted." in done.stderr
+
+
+@pytest.mark.slow
+def test_a_route_of_the_app_goes_first(home: Path) -> None:
+    """An app with a /metrics of its own keeps it."""
+    own = SHOP + '\n\n@app.get("/metrics")\ndef metrics():\n    return "our own"\n'
+    (home / "shop" / "main.py").write_text(own, encoding="utf-8")
+    with started(home, (*RUN, "shop.main:app")) as server:
+        assert server.call("GET", "/metrics").json() == "our own"
+
+
 @pytest.mark.parametrize("module", ["uvicorn", "click"])
 def test_a_missing_server_is_told(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

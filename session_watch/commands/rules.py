@@ -100,7 +100,7 @@ def _printed(found: Page) -> Iterator[str]:
         yield f"\n{paragraph(f'{name}{text}')}"
     yield from _example("Bad", found.bad)
     yield from _example("Good", found.good)
-    yield "\nTo silence it, from the widest way to the narrowest:\n"
+    yield f"\n{paragraph('To silence it, from the widest way to the narrowest:')}\n"
     yield from (f"    {way}" for way in found.silencers)
 
 

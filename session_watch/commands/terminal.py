@@ -13,6 +13,9 @@ READABLE = 100
 """Columns that are used at most: longer lines are hard to read."""
 
 _NARROW = 60
+_GAP = "  "
+# Columns a last cell needs: with fewer it becomes a strip.
+_ROOM = 24
 _CODE = re.compile(r"`([^`]+)`")
 
 
@@ -56,20 +59,21 @@ def paragraph(text: str, *, first: str = "", rest: str = "") -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows below each other, the last cell broken into lines; in a narrow terminal each row is a block."""
+    wide = [max(map(len, column)) for column in zip(heads, *rows, strict=True)][:-1]
+    indent = sum(wide) + len(_GAP) * len(wide)
     if is_piped():
-        return "\n".join(_columns(heads, rows, None))
-    return "\n".join(_blocks(rows) if is_narrow() else _columns(heads, rows, width()))
+        return "\n".join(_columns((heads, *rows), wide, None))
+    room = width() - indent
+    return "\n".join(_blocks(rows) if room < _ROOM else _columns((heads, *rows), wide, room))
 
 
-def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]], limit: int | None) -> Iterator[str]:
-    wide = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    room = None if limit is None else max(20, limit - sum(wide[:-1]) - 2 * (len(wide) - 1))
-    for row in (heads, *rows):
-        lines = [row[-1]] if room is None else textwrap.wrap(row[-1], room, break_on_hyphens=False)
-        cells = [cell.ljust(size) for cell, size in zip(row[:-1], wide[:-1], strict=True)]
-        begin = "  ".join(bold(cell) if row is heads or n == 0 else cell for n, cell in enumerate(cells))
-        yield f"{begin}  {lines[0]}"
-        yield from (" " * (sum(wide[:-1]) + 2 * (len(wide) - 1)) + line for line in lines[1:])
+def _columns(rows: Sequence[Sequence[str]], wide: Sequence[int], room: int | None) -> Iterator[str]:
+    for number, (*cells, last) in enumerate(rows):
+        first, *more = [last] if room is None else textwrap.wrap(last, room, break_on_hyphens=False)
+        padded = [cell.ljust(size) for cell, size in zip(cells, wide, strict=True)]
+        shown = [bold(cell) if number == 0 or at == 0 else cell for at, cell in enumerate(padded)]
+        yield _GAP.join([*shown, bold(first) if number == 0 else first])
+        yield from (" " * (sum(wide) + len(_GAP) * len(wide)) + line for line in more)
 
 
 def _blocks(rows: Sequence[Sequence[str]]) -> Iterator[str]:
