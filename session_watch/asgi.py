@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from starlette.types import ASGIApp
+
 from session_watch.loading import AppError, load_app, own_middleware
 from session_watch.middleware import SessionWatchMiddleware
 from session_watch.rule_names import refusal
-from session_watch.settings import SettingsError
-from session_watch.watch import default_watch, early_watch
+from session_watch.watch import SessionWatch, default_watch, early_watch
 
 METRICS_PATH = "/metrics"
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -29,21 +30,23 @@ def watched_app(
     """
     try:
         early = early_watch().attach()
-    except SettingsError as error:
+        app = load_app(target, factory=factory)
+        watch = _own_watch(app)
+        if watch is not None and watch is not early:
+            early.detach()  # each of them would tell every finding
+            watch.attach()
+        return SessionWatchMiddleware(app, watch=watch, metrics_path=metrics_path, page_path=page_path)
+    except ValueError as error:  # of settings or paths; what an app raises is an AppError already
         raise AppError(str(error)) from error
-    app = load_app(target, factory=factory)
-    watch = None
-    for own in own_middleware(app):
-        watch = own.get("watch") or watch
+
+
+def _own_watch(app: ASGIApp) -> SessionWatch | None:
+    """The watch that the app gives its outermost middleware, if any; the default watch takes its settings over."""
+    given = list(own_middleware(app))
+    for own in given:
         if own.get("settings") is not None:
             default_watch(own["settings"])
-    if watch is not None and watch is not early:
-        early.detach()  # each of them would tell every finding
-        watch.attach()
-    try:
-        return SessionWatchMiddleware(app, watch=watch, metrics_path=metrics_path, page_path=page_path)
-    except ValueError as error:
-        raise AppError(str(error)) from error
+    return next((own["watch"] for own in given if own.get("watch") is not None), None)
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> SessionWatchMiddleware:

@@ -46,7 +46,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "sqlalchemy": {"listeners", "wraps", "standing", "pools", "sinks.metrics", "doctor.application"},
     "greenlet": {"call_site"},
-    "starlette": {"middleware", "doctor.proof"},
+    "starlette": {"middleware", "asgi", "doctor.proof"},
     "prometheus_client": {"sinks.metrics", "watch", "middleware", "testing", "doctor.proof", "doctor.served"},
     "structlog": {"sinks.log", "request_ids", "doctor.application"},
     "asgi_correlation_id": {"request_ids"},

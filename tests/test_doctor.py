@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -75,15 +76,17 @@ APPS = {
 }
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with every app in it."""
-    (tmp_path / "shop.py").write_text(MAIN, encoding="utf-8")
+    home = tmp_path_factory.mktemp("home")
+    (home / "shop.py").write_text(MAIN, encoding="utf-8")
     for name, text in APPS.items():
-        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
-    return tmp_path
+        (home / f"{name}.py").write_text(text, encoding="utf-8")
+    return home
 
 
+@cache  # several tests ask for the same
 def doctor(home: Path, *arguments: str, **environ: str) -> tuple[int, str]:
     """The exit status and what was printed, on a terminal so wide that no line is broken."""
     command = [sys.executable, "-m", "session_watch", "doctor", *arguments]
@@ -221,6 +224,27 @@ def test_the_environment_is_looked_at(environ: dict[str, str], state: str, said:
     """Each variable by itself, so that one mistake does not hide another."""
     found = states(installation.environment(environ).checks)
     assert any(each == state and said in what for each, what in found), found
+
+
+@pytest.mark.parametrize(
+    ("environ", "state", "said"),
+    [
+        pytest.param({}, "ok", "21 of 23 rules are on, by defaults and environment", id="defaults"),
+        pytest.param({"SESSION_WATCH_RULES_OFF": "left-open"}, "note", "rules_off switches off: left-open", id="off"),
+        pytest.param({"SESSION_WATCH_STATEMENTS": "off"}, "wrong", "uncommitted and failed-transaction", id="blind"),
+    ],
+)
+def test_rules_that_are_off_are_told(environ: dict[str, str], state: str, said: str) -> None:
+    """With the setting that says so; an app's own settings are told of the app."""
+    found = states(installation.environment(environ).checks)
+    assert any(each == state and said in what for each, what in found), found
+    assert not any("rules are on" in what for _, what in states(installation.environment(environ, rules=False).checks))
+
+
+def test_rules_that_are_off_are_not_blind() -> None:
+    """Who sees no statements, and has switched off the rules that need them, has done all there is to do."""
+    environ = {"SESSION_WATCH_STATEMENTS": "off", "SESSION_WATCH_RULES_OFF": "uncommitted,failed-transaction"}
+    assert problems([installation.environment(environ)]) == 0
 
 
 def test_every_mistake_is_told_and_no_value_of_a_secret() -> None:

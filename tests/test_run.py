@@ -27,6 +27,7 @@ SECONDS = 60.0
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("SESSION_WATCH_")}
 RUN = ("-m", "session_watch", "run")
 UVICORN = ("-m", "uvicorn")
+GUNICORN = ("-m", "gunicorn", "-k", "uvicorn_worker.UvicornWorker", "--workers", "2")
 
 SHOP = """
 from contextlib import asynccontextmanager
@@ -157,10 +158,15 @@ class Asgi2:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A directory with the shop in it."""
+    return furnished(tmp_path)
+
+
+def furnished(directory: Path) -> Path:
+    """The directory, with the shop in it."""
     for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    return tmp_path
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(text, encoding="utf-8")
+    return directory
 
 
 @dataclass
@@ -202,9 +208,10 @@ class Server:
 def started(home: Path, command: Sequence[str], **environ: str) -> Iterator[Server]:
     """The server, when it listens; ended with the block."""
     log, port = home / "server.log", free_port()
+    listen = ("--bind", f"127.0.0.1:{port}") if "gunicorn" in command else ("--port", str(port))
     with log.open("wb") as written:
         process = subprocess.Popen(
-            [sys.executable, *command, "--port", str(port)],
+            [sys.executable, *command, *listen],
             cwd=home,
             stdout=written,
             stderr=subprocess.STDOUT,
@@ -278,6 +285,12 @@ def played(home: Path, command: Sequence[str], **environ: str) -> set[tuple[Any,
         return {tuple(finding.get(key) for key in keys) for finding in server.findings()}
 
 
+@pytest.fixture(scope="module")
+def one_line(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[Any, ...]]:
+    """What the one-line installation finds."""
+    return played(furnished(tmp_path_factory.mktemp("one-line")), (*UVICORN, "shop.one_line:app"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "environ"),
@@ -287,13 +300,13 @@ def played(home: Path, command: Sequence[str], **environ: str) -> set[tuple[Any,
         pytest.param((*RUN, "shop.main:app"), {"WEB_CONCURRENCY": "2"}, id="run with WEB_CONCURRENCY"),
         pytest.param((*RUN, "--factory", "shop.main:create_app"), {}, id="run with a factory"),
         pytest.param((*UVICORN, "session_watch.asgi:app"), {"SESSION_WATCH_APP": "shop.main:app"}, id="asgi"),
+        pytest.param((*GUNICORN, "session_watch.asgi:app"), {"SESSION_WATCH_APP": "shop.main:app"}, id="gunicorn"),
     ],
 )
 def test_run_finds_what_the_one_line_installation_finds(
-    home: Path, command: tuple[str, ...], environ: dict[str, str]
+    home: Path, command: tuple[str, ...], environ: dict[str, str], one_line: set[tuple[Any, ...]]
 ) -> None:
     """The same findings, with the same lines and counts, from an app that knows nothing of it."""
-    one_line = played(home, (*UVICORN, "shop.one_line:app"))
     assert {found[0] for found in one_line} == EXPECTED
     assert played(home, command, **environ) == one_line
 

@@ -52,9 +52,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _looked_at(arguments: argparse.Namespace) -> list[Section]:
     from session_watch.doctor import application, installation, proof, served
 
-    sections = [installation.installation(), installation.environment(), proof.proof()]
-    target = arguments.target
-    if target and target.startswith(("http://", "https://")):
+    target = arguments.target or ""
+    is_url = target.startswith(("http://", "https://"))
+    here = installation.environment(rules=is_url or not target)  # an app may have settings of its own
+    sections = [installation.installation(), here, proof.proof()]
+    if is_url:
         sections.append(served.served(target))
     elif target:
         sys.path.insert(0, arguments.app_dir)

@@ -48,9 +48,15 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
-def environment(environ: Mapping[str, str] = os.environ) -> Section:
-    """The SESSION_WATCH_* variables, and what counts with several workers. Values are not told."""
-    return Section("Environment", (*_variables(environ), *_workers(environ)))
+def environment(environ: Mapping[str, str] = os.environ, *, rules: bool = True) -> Section:
+    """The SESSION_WATCH_* variables, with which ``rules`` are then on, and what counts with several workers.
+
+    Values are not told.
+    """
+    variables = tuple(_variables(environ))
+    valid = not any(check.state == "wrong" for check in variables)
+    on = tuple(rules_in(Settings.from_env(environ), "defaults and environment")) if rules and valid else ()
+    return Section("Environment", (*variables, *on, *_workers(environ)))
 
 
 def _variables(environ: Mapping[str, str]) -> Iterator[Check]:
@@ -111,8 +117,8 @@ def rules_in(settings: Settings, said_by: str) -> Iterator[Check]:
     opt_in = [rule.name for rule in RULES if rule.opt_in and rule.name not in on | set(settings.rules_off)]
     if opt_in:
         yield note(f"off unless rules_on names them: {', '.join(opt_in)}")
-    if settings.statements == "off":
-        blind = [name for name in STATEMENT_RULES if name in on]
+    blind = [name for name in STATEMENT_RULES if name in on and settings.statements == "off"]
+    if blind:
         yield wrong(
             f'statements="off": {" and ".join(blind)} cannot see what was written',
             'Leave statements at "dialect", or name these rules in rules_off.',
