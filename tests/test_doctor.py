@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import Receive, Scope, Send
 
 from session_watch import SessionWatch, SessionWatchMiddleware, Settings, cli, metrics_app
 from session_watch.books import BOOKS
@@ -288,6 +289,18 @@ def test_a_server_without_metrics_is_told(watched: str) -> None:
     assert states(served.served(f"{watched}/nothing").checks) == [("wrong", "no metrics are there: it answers 404")]
     (nobody,) = served.served("http://127.0.0.1:9").checks
     assert (nobody.state, "nothing could be read" in nobody.what) == ("wrong", True)
+
+
+def test_a_page_that_is_no_metrics_is_told() -> None:
+    """As a catch-all route would answer."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+        await send({"type": "http.response.body", "body": b"<h1>Welcome</h1> to our shop"})
+
+    with serve(app, lifespan="off") as url:
+        (found,) = served.served(url).checks
+    assert (found.state, "nothing could be read" in found.what) == ("wrong", True)
 
 
 def test_metrics_of_somebody_else_are_told() -> None:

@@ -6,6 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,7 +27,8 @@ def served(url: str) -> Section:
     path = parts.path if parts.path.strip("/") else "/metrics"
     where = f"{parts.scheme}://{parts.netloc}{path}"
     try:
-        scrapes = [_scrape(where) for _ in range(SCRAPES)]
+        with ThreadPoolExecutor(SCRAPES) as at_once:  # one after another may all come to the same worker
+            scrapes = list(at_once.map(_scrape, [where] * SCRAPES))
     except urllib.error.HTTPError as error:
         do = "Give the middleware a metrics_path, or this command the whole URL of the metrics."
         return Section(where, (wrong(f"no metrics are there: it answers {error.code}", do),))
@@ -52,7 +54,7 @@ def _checks(scrapes: list[list[Sample]]) -> Iterator[Check]:
         yield wrong("there are metrics, but none of session-watch: it is not attached, or to another registry", do)
         return
     labels = info.labels
-    yield ok(f"session-watch {labels['version']} is there, {labels['mode']}, on Python {labels['python']}")
+    yield ok(f"session-watch {labels['version']} is there, mode {labels['mode']}, on Python {labels['python']}")
     yield from _processes(scrapes)
     yield from _sweep(samples)
     yield from _trust(samples)
