@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from session_watch import RULES, Finding, SessionWatch, SessionWatchMiddleware, Settings, manual, pools
 from session_watch.demo.scenarios import LATE
@@ -41,15 +42,18 @@ PATIENCE = 20.0
 LLM_CLIENT = """
 import asyncio
 
-answer = None
+model = None
 
 
 def ask(question):
-    return answer(question)
+    model.asked(question)
+    return model.answer()
 
 
 async def ask_later(question):
-    return await asyncio.get_running_loop().run_in_executor(None, answer, question)
+    loop = asyncio.get_running_loop()
+    loop.call_soon(model.asked, question)  # when the task waits already
+    return await loop.run_in_executor(None, model.answer)
 """
 
 
@@ -71,9 +75,12 @@ class Model:
         self._asked: queue.Queue[str] = queue.Queue()
         self._answers: queue.Queue[str] = queue.Queue()
 
-    def __call__(self, question: str) -> str:
-        """Be asked, by some thread of the application."""
+    def asked(self, question: str) -> None:
+        """Be asked, by the application."""
         self._asked.put(question)
+
+    def answer(self) -> str:
+        """Give the application an answer, when there is one."""
         return self._answers.get(timeout=PATIENCE)
 
     def is_asked(self) -> str:
@@ -325,8 +332,8 @@ def played(rule: Rule) -> Iterator[Stage]:
             with ThreadPoolExecutor(1) as elsewhere:
                 module = elsewhere.submit(importlib.import_module, "app.main").result()
             model = Model()
-            importlib.import_module("llm_client").answer = model  # type: ignore[attr-defined]  # a module of text
-            in_flight = InFlight(SessionWatchMiddleware(module.app, watch=watch))
+            importlib.import_module("llm_client").model = model  # type: ignore[attr-defined]  # a module of text
+            in_flight = InFlight(Tidying(SessionWatchMiddleware(module.app, watch=watch)))
             with serve(in_flight) as url, httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
                 stage = Stage(watch, clock, model, module, url, in_flight, client)
                 yield stage
@@ -334,6 +341,22 @@ def played(rule: Rule) -> Iterator[Stage]:
     finally:
         gc.enable()
         gc.collect()
+
+
+class Tidying:
+    """When the server ends, what was left to the collector is collected and the pools are emptied, on its loop."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app."""
+        await self.app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            database = importlib.import_module("app.db")
+            gc.collect()
+            await database.async_engine.dispose()
+            database.engine.dispose()
 
 
 def test_every_rule_has_its_examples() -> None:
