@@ -149,6 +149,7 @@ def test_an_app_is_looked_at(home: Path, name: str, status: int, said: str) -> N
     """What is well is told as well as what is wrong; only the latter gives the exit status 1."""
     found, told = doctor(home, f"{name}:app")
     assert said in told
+    assert "pool :memory:" not in told  # the doctor's own
     assert found == status, told
 
 

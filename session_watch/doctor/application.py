@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import structlog
 from sqlalchemy import Engine
@@ -24,14 +25,21 @@ ONE_LINE = 'app.add_middleware(SessionWatchMiddleware, metrics_path="/metrics")'
 
 def application(target: str, *, factory: bool = False) -> Section:
     """What the import string names. Importing it runs its code, as a server would."""
+    others = WeakSet(_engines())
     try:
         app = load_app(target, factory=factory)
     except AppError as error:
         return Section(target, (wrong(str(error)),))
-    return Section(target, tuple(_checks(app, target)))
+    engines = [engine for engine in _engines() if engine not in others]
+    return Section(target, tuple(_checks(app, target, engines)))
 
 
-def _checks(app: Any, target: str) -> Iterator[Check]:
+def _engines() -> Iterator[Engine]:
+    """Every engine of the process; those that share another's pool are left out."""
+    return (found for found in gc.get_objects() if isinstance(found, Engine) and "pool" in vars(found))
+
+
+def _checks(app: Any, target: str, engines: list[Engine]) -> Iterator[Check]:
     given = list(own_middleware(app))
     if given:
         yield from _place(app)
@@ -39,7 +47,7 @@ def _checks(app: Any, target: str) -> Iterator[Check]:
         yield from _metrics(app, given)
     else:
         yield _missing(app, target)
-    yield from _pools()
+    yield from _pools(engines)
     yield from _logging()
 
 
@@ -105,8 +113,7 @@ def _metrics(app: Any, given: list[Mapping[str, Any]]) -> Iterator[Check]:
             yield ok(f"metrics are answered at {path}")
 
 
-def _pools() -> Iterator[Check]:
-    engines = [found for found in gc.get_objects() if isinstance(found, Engine) and "pool" in vars(found)]
+def _pools(engines: list[Engine]) -> Iterator[Check]:
     if not engines:
         yield note("no engine is there after the import; one that is made later is watched as well")
     for engine in engines:
