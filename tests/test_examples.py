@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
+from sqlalchemy.ext.asyncio import close_all_sessions
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from session_watch import RULES, Finding, SessionWatch, SessionWatchMiddleware, Settings, manual, pools
@@ -344,7 +345,7 @@ def played(rule: Rule) -> Iterator[Stage]:
 
 
 class Tidying:
-    """When the server ends, what was left to the collector is collected and the pools are emptied, on its loop."""
+    """When the server ends, sessions are closed, leavings collected and the pools emptied: on its loop, not later."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -354,6 +355,7 @@ class Tidying:
         await self.app(scope, receive, send)
         if scope["type"] == "lifespan":
             database = importlib.import_module("app.db")
+            await close_all_sessions()
             gc.collect()
             await database.async_engine.dispose()
             database.engine.dispose()
