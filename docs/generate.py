@@ -10,11 +10,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields
+from functools import partial
 from pathlib import Path
 
 from grafana.alerts import ALERTS, Alert
 from grafana.promql import USUAL
 from session_watch.demo.scenarios import LEAKS
+from session_watch.manual import Example, Page, how_sure, page, surroundings
 from session_watch.rules import BLAME, RULES, Rule
 from session_watch.settings import Settings, variable
 from session_watch.sinks import metrics
@@ -35,39 +37,54 @@ BUCKETS = {
 
 def rule_table() -> str:
     """One row per rule, with a link to its section."""
-    rows = [(f"[`{r.name}`](#{r.name})", _severity(r), _sure(r), _paragraphs(r)[0]) for r in RULES]
+    rows = [(f"[`{r.name}`](#{r.name})", _severity(r), how_sure(r), page(r).what) for r in RULES]
     return table(("rule", "severity", "how sure", "what"), rows)
 
 
 def rule_sections() -> str:
-    """One section per rule, under its name."""
+    """One short section per rule, under its name, with a link to its page."""
     return "\n".join(map(_section, RULES))
 
 
 def _section(rule: Rule) -> str:
-    silenced = (f'rules_off=("{rule.name}",)', *(f'{by}("{rule.name}", reason="...")' for by in ("Ignore", "expect")))
+    found = page(rule)
+    return f"## {rule.name}\n\n*{_nature(found)}.* {found.what} [More, with examples](rules/{rule.name}.md).\n"
+
+
+def rule_page(rule: Rule) -> str:
+    """The whole page of one rule."""
+    found = page(rule)
     played = [f"{s.method} {s.path}" for s in LEAKS if rule.name in s.rules]
     parts = [
-        f"## {rule.name}",
-        f"*{str(rule.severity).capitalize()}, {_sure(rule)}{', off unless rules_on names it' * rule.opt_in}.*",
-        *_paragraphs(rule),
-        f"**To silence it:** {_code(silenced)}.",
+        f"# {rule.name}",
+        f"*{_nature(found)}.*",
+        found.what,
+        f"**Why it matters:** {found.why}",
+        f"**The way out:** {found.way_out}",
+        *_example("Bad", found.bad),
+        *_example("Good", found.good),
+        f"**To silence it:** {_code(found.silencers)}.",
         f"**In the demo:** {_code(played)}." if played else "",
+        f"[All rules](../rules.md). On the terminal: `session-watch explain {rule.name}`.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _paragraphs(rule: Rule) -> list[str]:
-    joined = [" ".join(each.split()).replace("``", "`") for each in rule.manual.split("\n\n")]
-    return [re.sub(r"^(Why it matters|The way out):", r"**\1:**", each) for each in joined]
+def _nature(found: Page) -> str:
+    return found.nature[0].upper() + found.nature[1:].replace("rules_on", "`rules_on`")
+
+
+def _example(name: str, example: Example) -> tuple[str, str]:
+    return f"**{name}:** {example.says}", f"```python\n{example.code}```"
+
+
+def examples_module() -> str:
+    """The module that the examples import."""
+    return f"```python\n{surroundings()}```\n"
 
 
 def _severity(rule: Rule) -> str:
     return f"{rule.severity} (opt-in)" if rule.opt_in else str(rule.severity)
-
-
-def _sure(rule: Rule) -> str:
-    return "certain" if rule.certain else "suspicion"
 
 
 def blame() -> str:
@@ -144,15 +161,22 @@ def costs() -> str:
 
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"costs": costs},
-    DOCS / "rules.md": {"table": rule_table, "blame": blame, "sections": rule_sections},
+    DOCS / "rules.md": {"table": rule_table, "blame": blame, "examples": examples_module, "sections": rule_sections},
     DOCS / "settings.md": {"settings": settings},
     DOCS / "metrics.md": {"metrics": metric_table},
     DOCS / "alerts.md": {"alerts": alert_table, "alerted": alert_rules},
 }
 
+# Files that are written as a whole.
+PAGES: Mapping[Path, Callable[[], str]] = {
+    DOCS / "rules" / f"{rule.name}.md": partial(rule_page, rule) for rule in RULES
+}
+
 
 def filled(path: Path) -> str:
     """The file as it ought to be."""
+    if path in PAGES:
+        return PAGES[path]()
     text = path.read_text(encoding="utf-8")
     for name, write in PARTS[path].items():
         begin, end = span(text, name)
@@ -170,7 +194,7 @@ def span(text: str, name: str) -> tuple[int, int]:
 
 def stale() -> Iterator[Path]:
     """The files that are not as they ought to be."""
-    return (path for path in PARTS if path.read_text(encoding="utf-8") != filled(path))
+    return (path for path in (*PARTS, *PAGES) if not path.exists() or path.read_text(encoding="utf-8") != filled(path))
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -199,6 +223,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"Not as the code says: {names}. To mend it: python docs/generate.py\n")
         return 1
     for path in differing:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(filled(path), encoding="utf-8")
     sys.stdout.write(f"Written: {names}.\n" if differing else "All is as the code says.\n")
     return 0

@@ -1,24 +1,33 @@
-"""The command ``session-watch``: one function for each subcommand."""
+"""The command ``session-watch``: each subcommand is a function that adds itself to the parser."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from session_watch import __version__
-from session_watch.export import GRAFANA_URL, RUNBOOK_URL, ExportError, export
+from session_watch.commands.demo import add_demo
+from session_watch.commands.doctor import add_doctor
+from session_watch.commands.export import add_export
+from session_watch.commands.parsing import CommandParser
+from session_watch.commands.rules import add_explain, add_rules
+from session_watch.commands.run import add_run
 
-NEEDS_DEMO = ("fastapi", "uvicorn", "httpx", "aiosqlite", "greenlet")
+COMMANDS = (add_run, add_rules, add_explain, add_doctor, add_export, add_demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit status. Raises SystemExit for one that cannot be read."""
     arguments = _parser().parse_args(argv)
-    return int(arguments.run(arguments))
+    try:
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # as with "session-watch rules | head -1"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,95 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Tells at run time which line of your code leaks a SQLAlchemy session.",
     )
     parser.add_argument("--version", action="version", version=f"session-watch {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
     for add in COMMANDS:
         add(commands)
     return parser
-
-
-def _add_demo(commands: Any) -> None:
-    demo = commands.add_parser(
-        "demo",
-        help="every pattern and anti-pattern in a small app, with its findings",
-        description="Serves a small app on embedded SQLite in which sessions are handled in every right "
-        "and every wrong way, with traffic of its own, and prints what is found.",
-    )
-    demo.set_defaults(run=_demo)
-    demo.add_argument("--once", action="store_true", help="each scenario once; exit 1 if a finding differs")
-    demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    demo.add_argument("--port", type=_port, default=8000, help="or the next free one (default: %(default)s)")
-    demo.add_argument("--no-traffic", action="store_true", help="send no requests of its own")
-    demo.add_argument("--duration", type=_seconds, metavar="SECONDS", help="end after so many seconds")
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    if not all(_installed(name) for name in NEEDS_DEMO):
-        print('session-watch demo needs the demo extra: pip install "session-watch[demo]"', file=sys.stderr)
-        return 2
-    from session_watch.demo.live import run_live
-    from session_watch.demo.once import run_once
-    from session_watch.demo.serving import ServerError
-
-    try:
-        if arguments.once:
-            return run_once()
-        traffic = not arguments.no_traffic
-        return run_live(arguments.host, arguments.port, traffic=traffic, duration=arguments.duration)
-    except ServerError as error:
-        print(f"session-watch demo: {error}", file=sys.stderr)
-        return 1
-
-
-def _add_export(commands: Any) -> None:
-    exporting = commands.add_parser(
-        "export",
-        help="dashboards, alert rules and runbooks for Grafana and Prometheus",
-        description="Writes dashboards, provisioning files, alert rules and runbooks, and a compose file to try them.",
-    )
-    exporting.set_defaults(run=_export)
-    exporting.add_argument("directory", type=Path, metavar="DIR", help="where to; made if it is not there")
-    exporting.add_argument("--force", action="store_true", help="overwrite files that were changed")
-    for name, what, usual in (("grafana", "your Grafana", GRAFANA_URL), ("runbook", "the runbooks", RUNBOOK_URL)):
-        told = f"where alerts find {what} (default: %(default)s)"
-        exporting.add_argument(f"--{name}-url", default=usual, metavar="URL", help=told)
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    try:
-        done = export(
-            arguments.directory,
-            force=arguments.force,
-            grafana_url=arguments.grafana_url,
-            runbook_url=arguments.runbook_url,
-        )
-    except (ExportError, OSError) as error:
-        print(f"session-watch export: {error}", file=sys.stderr)
-        return 1
-    for path in done.written:
-        print(f"wrote {path}")
-    print(f"{len(done.written)} files written to {arguments.directory}, {len(done.unchanged)} were there already.")
-    return 0
-
-
-COMMANDS = (_add_demo, _add_export)
-
-
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-def _port(text: str) -> int:
-    port = int(text) if text.isdecimal() else -1
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: 0 (any free one) to 65535 is accepted")
-    return port
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: a number of seconds above 0, such as 30")
-    return seconds

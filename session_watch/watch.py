@@ -91,23 +91,38 @@ class SessionWatch:
         on_finding: Callable[[Finding], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.settings = Settings.from_env() if settings is None else settings
         self.registry = prometheus_client.REGISTRY if registry is None else registry
-        self.sinks: tuple[Sink, ...] = (LogSink(self.settings), SpanSink()) if sinks is None else tuple(sinks)
-        self.tally = Tally(max_routes=self.settings.max_routes, max_pools=self.settings.max_pools)
+        self.sinks: tuple[Sink, ...] = () if sinks is None else tuple(sinks)
+        self._logs = sinks is None
+        self._take(Settings.from_env() if settings is None else settings)
         self.attached = self.released = self._start_told = False
         self.last_sweep: float | None = None
         self.held: Mapping[tuple[str, str], int] = {}
         self._clock = clock
         self._number = next(_numbers)
-        self._active = self.settings.active_rules()
         self._lock = threading.RLock()
-        self._recent: deque[Finding] = deque(maxlen=self.settings.recent)
         self._causes: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._episodes: dict[object, list[Finding]] = {}
         self._hot: dict[str, float] = {}
         self._callback = Callback(on_finding) if on_finding is not None else None
         self._exporter: Exporter = exporting.chosen(self)
+
+    def _take(self, settings: Settings) -> None:
+        self.settings = settings
+        if self._logs:
+            self.sinks = (LogSink(settings), SpanSink())
+        self.tally = Tally(max_routes=settings.max_routes, max_pools=settings.max_pools)
+        self._active = settings.active_rules()
+        self._recent: deque[Finding] = deque(maxlen=settings.recent)
+
+    def begin_anew(self, settings: Settings) -> None:
+        """Go on with other settings, as if nothing had been seen before; attached if it was."""
+        attached = self.attached
+        self.detach()
+        self._take(settings)
+        self._exporter = exporting.chosen(self)  # the one before knows the counts of the tally before
+        if attached:
+            self.attach()
 
     # Attaching
 
@@ -496,7 +511,8 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-_default: list[tuple[SessionWatch, str]] = []
+# The one watch, and where it was given its settings; None as long as the application may still give them.
+_default: list[tuple[SessionWatch, str | None]] = []
 _default_lock = threading.Lock()
 
 
@@ -510,12 +526,24 @@ def default_watch(settings: Settings | None = None) -> SessionWatch:
         if not _default:
             _default.append((SessionWatch(settings), here))
         watch, place = _default[0]
+        if settings is not None and place is None:
+            place = here
+            _default[0] = (watch, here)
+            watch.begin_anew(settings)
     if settings is not None and settings != watch.settings:
         raise ValueError(
             f"The default watch was already made with other settings, at {place}; asked again at {here}. "
             "Give the settings in one place, or pass a SessionWatch of your own as watch=."
         )
     return watch
+
+
+def early_watch() -> SessionWatch:
+    """The process's own watch, before the application is imported: the first settings it gives are taken over."""
+    with _default_lock:
+        if not _default:
+            _default.append((SessionWatch(), None))
+        return _default[0][0]
 
 
 def _asked_at() -> str:

@@ -36,7 +36,9 @@ LAYERS = (
     ("exposition", "workers", "testing"),
     ("middleware",),
     ("",),  # the package itself: the public names
-    ("demo", "export"),
+    ("demo", "export", "manual", "loading"),
+    ("asgi", "doctor"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
@@ -44,9 +46,9 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # Who may import what is not in the standard library.
 ONLY_IN = {
-    "sqlalchemy": {"listeners", "wraps", "standing", "pools", "sinks.metrics"},
+    "sqlalchemy": {"listeners", "wraps", "standing", "pools", "sinks.metrics", "doctor.application"},
     "greenlet": {"call_site"},
-    "starlette": {"middleware", "exposition"},
+    "starlette": {"middleware", "exposition", "asgi", "doctor.proof"},
     "prometheus_client": {
         "sinks.metrics",
         "sinks.worker_files",
@@ -54,10 +56,14 @@ ONLY_IN = {
         "watch",
         "exposition",
         "testing",
+        "doctor.proof",
+        "doctor.served",
     },
-    "structlog": {"sinks.log", "request_ids"},
+    "structlog": {"sinks.log", "request_ids", "doctor.application"},
     "asgi_correlation_id": {"request_ids"},
     "pytest": {"pytest_plugin"},
+    "uvicorn": {"commands.run"},
+    "click": {"commands.run"},
 }
 
 # Their results depend on what they are given alone.

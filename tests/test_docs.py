@@ -25,6 +25,8 @@ from session_watch.sinks.span import LEFT_OUT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+# Generated; their code runs in test_examples.py.
+RULE_PAGES = sorted((ROOT / "docs" / "rules").glob("*.md"))
 README = ROOT / "README.md"
 SECONDS = 60
 KUBERNETES = ("PORT", "SERVICE_")
@@ -233,7 +235,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *RULE_PAGES], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     """A link within the repository leads to a file, and its anchor to a heading there."""
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
@@ -249,7 +251,7 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *RULE_PAGES], ids=lambda page: page.name)
 def test_names_are_those_of_the_code(page: Path) -> None:
     """Metrics, variables, make targets and subcommands that a page names in its text exist."""
     text = page.read_text(encoding="utf-8")
@@ -267,6 +269,11 @@ def test_readme_shows_what_is_printed() -> None:
     quoted = [len(block.quotes) for block in blocks_in("python") if block.place.startswith("README.md")]
     assert quoted[:4] == [2, 0, 0, 1]
     assert sum(quoted) == 4
+
+
+def test_every_rule_has_a_page() -> None:
+    """A page for each rule and for nothing else, named after it."""
+    assert {page.stem for page in RULE_PAGES} == {rule.name for rule in RULES}
 
 
 def test_readme_lists_every_rule() -> None:

@@ -1,0 +1,1 @@
+"""The subcommands of ``session-watch``, a module each."""
