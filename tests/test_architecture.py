@@ -29,12 +29,14 @@ LAYERS = (
     ("snapshot",),
     ("live",),
     ("books",),
-    ("sinks.metrics", "raising"),
-    ("jobs",),
+    ("sinks.metrics", "raising", "loops"),
+    ("jobs", "state"),
+    ("state_files",),
     ("watch",),
-    ("middleware", "testing"),
+    ("page", "testing"),
+    ("middleware",),
     ("",),  # the package itself: the public names
-    ("demo",),
+    ("demo", "dump"),
     ("cli",),
     ("__main__",),
 )
@@ -44,7 +46,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "sqlalchemy": {"listeners", "wraps", "standing", "pools", "sinks.metrics"},
     "greenlet": {"call_site"},
-    "starlette": {"middleware"},
+    "starlette": {"middleware", "page.access", "page.app", "page.exposing"},
     "prometheus_client": {"sinks.metrics", "watch", "middleware", "testing"},
     "structlog": {"sinks.log", "request_ids"},
     "asgi_correlation_id": {"request_ids"},
