@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from session_watch import __version__
+from session_watch.dump import add_dump
 
 NEEDS_DEMO = ("fastapi", "uvicorn", "httpx", "aiosqlite", "greenlet")
 
@@ -64,7 +65,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         return 1
 
 
-COMMANDS = (_add_demo,)
+COMMANDS = (_add_demo, add_dump)
 
 
 def _installed(module: str) -> bool:

@@ -85,6 +85,8 @@ def where(ledger: Ledger, actor: Actor | None, crowd: Crowd | None = None) -> Ma
 
     Who asks for many at once gives them one ``crowd``.
     """
+    if actor is None and ledger.over:
+        return None  # its task has gone on to something else, or is no more
     try:
         who = ledger.task if actor is None else actor()
         if isinstance(who, asyncio.Task):

@@ -155,19 +155,19 @@ def _works() -> dict[str, int]:
 
 
 def _held(several: Sequence[dict[str, Any]], now: float) -> dict[str, Any]:
-    seen: Counter[float] = Counter()
+    seen: Counter[int] = Counter()
     for held in several[:HELD]:
         _mark(held, now, seen)
     return {"held": several[:HELD], "held_total": len(several)}
 
 
-def _mark(held: dict[str, Any], now: float, seen: Counter[float]) -> None:
+def _mark(held: dict[str, Any], now: float, seen: Counter[int]) -> None:
     """Give it an id that stays the same for as long as the connection is out, and short numbers and texts."""
-    since = round(now - held["age_seconds"], 4)
+    since = int((now - held["age_seconds"]) * 10_000 + 0.5)
     seen[since] += 1
     held["id"] = f"{since}-{seen[since]}"
-    held["age_seconds"] = round(held["age_seconds"], 2)
-    held["idle_seconds"] = round(held["idle_seconds"], 2)
+    held["age_seconds"] = int(held["age_seconds"] * 100) / 100  # round() takes five times as long
+    held["idle_seconds"] = int(held["idle_seconds"] * 100) / 100
     if held["last_statement"] is not None:
         held["last_statement"] = held["last_statement"][:TEXT]
 

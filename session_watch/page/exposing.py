@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from session_watch.page import access, workers
+from session_watch.page import access, server
 from session_watch.page.app import Page, random_token
 from session_watch.page.report import Report
 from session_watch.settings import variable
@@ -26,7 +26,7 @@ class Exposed:
 
 def expose(path: str, watch: SessionWatch, scope: Scope) -> Exposed:
     """Make the page of a watch. With several workers only under a token that all of them know."""
-    given, number = access.token(), workers.count()
+    given, number = access.token(), server.workers()
     if given is None and number > 1:
         why = (
             f"not exposed: with several workers (here {number}) {variable('token')} must be set, "
@@ -40,10 +40,10 @@ def expose(path: str, watch: SessionWatch, scope: Scope) -> Exposed:
 
 
 def _address(scope: Scope) -> str:
-    """Where the server listens, as far as this scope says."""
-    server = scope.get("server")
-    root = scope.get("root_path", "")
-    if not server or server[1] is None:
-        return str(root)
-    host = f"[{server[0]}]" if ":" in server[0] else server[0]
-    return f"{scope.get('scheme', 'http')}://{host}:{server[1]}{root}"
+    """Where the server listens, as far as this scope or the server's configuration says."""
+    root = str(scope.get("root_path", ""))
+    listens = scope.get("server") or server.address()
+    if not listens or listens[1] is None:
+        return root
+    host = f"[{listens[0]}]" if ":" in listens[0] else listens[0]
+    return f"{scope.get('scheme', 'http')}://{host}:{listens[1]}{root}"

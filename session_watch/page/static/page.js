@@ -4,7 +4,7 @@
 const POLL_MS = 750;
 const ANSWER_MS = 10_000;
 const LOST_MS = 4_000;
-const FIRST_ROWS = 200;
+const FIRST_ROWS = 20;
 const SEVERITIES = ["error", "warning", "advice"];
 const THEMES = ["system", "light", "dark"];
 
@@ -230,7 +230,7 @@ function showSums(workers) {
   };
   for (const item of $("sums").children) {
     const name = item.dataset.sum;
-    setText(item.firstElementChild, counts[name].toLocaleString());
+    setText(item.querySelector("b"), counts[name].toLocaleString());
     item.classList.toggle("bad", (name === "waiting" || name === "open") && counts[name] > 0);
   }
 }
@@ -269,7 +269,7 @@ function showPools(workers) {
     const whole = pool.max || Math.max(pool.used + pool.idle, pool.peak, 1);
     setTitled(name.firstElementChild, pool.pool);
     setText(name.lastElementChild, workers.length > 1 ? `pid ${pool.worker.pid}` : "");
-    node.classList.toggle("full", pool.max !== null && pool.used >= pool.max);
+    node.classList.toggle("exhausted", pool.max !== null && pool.used >= pool.max);
     setBar(bar, pool, whole);
     setNumbers(numbers, pool);
     showWaiters(waiters, pool);
@@ -356,7 +356,7 @@ function updateRow(row, held) {
   setText(age.firstElementChild.firstElementChild, seconds(held.age_seconds));
   setTitled(work, held.work);
   setPill(state.firstElementChild, held.state);
-  setTitled(now, held.current_site);
+  setTitled(now, held.current_site || "–");
   setTitled(opened, held.opened_site);
   setTitled(sql, held.last_statement);
   row.classList.toggle("stale", held.worker.status === "dead");

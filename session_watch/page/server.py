@@ -1,4 +1,4 @@
-"""How many worker processes the server has, as far as one of them can tell."""
+"""What the server's own configuration says: how many workers it has, and where it listens."""
 
 from __future__ import annotations
 
@@ -13,21 +13,31 @@ SERVERS = ("uvicorn", "gunicorn", "hypercorn", "granian", "fastapi", "session-wa
 OPTION = re.compile(r"(?:--workers|--processes|-w)(?:=|$)|-w(?=\d)")
 
 
-def count() -> int:
+def workers() -> int:
     """The number of workers; 1 where nothing speaks of more. Asked on the thread on which the server runs."""
-    told = [*_by_frames(sys._getframe()), _by_option(sys.argv), _by_environment(os.environ)]
+    told = [
+        *(_number(getattr(config, "workers", None)) for config in _configurations(sys._getframe())),
+        _by_option(sys.argv),
+        _by_environment(os.environ),
+    ]
     return max((number for number in told if number is not None), default=1)
 
 
-def _by_frames(frame: FrameType | None) -> Iterator[int | None]:
-    """What the server's configuration says: uvicorn's, hypercorn's and gunicorn's stand in the frames below."""
+def address() -> tuple[str, int] | None:
+    """Host and port that uvicorn was told to listen on; None of another server, or if it takes any port."""
+    for config in _configurations(sys._getframe()):
+        host, port = getattr(config, "host", None), getattr(config, "port", None)
+        if isinstance(host, str) and isinstance(port, int) and port and not getattr(config, "uds", None):
+            return host, port
+    return None
+
+
+def _configurations(frame: FrameType | None) -> Iterator[Any]:
+    """The server's configuration stands in its frames below: uvicorn's, hypercorn's, gunicorn's."""
     while frame is not None:
-        of_a_server = str(frame.f_globals.get("__name__", "")).startswith(SERVERS)
-        names = frame.f_locals if of_a_server else {}
-        who = names.get("self")
-        for config in (names.get("config"), getattr(who, "config", None), getattr(who, "cfg", None)):
-            yield _number(getattr(config, "workers", None))
-        yield _number(getattr(who, "num_workers", None))
+        if str(frame.f_globals.get("__name__", "")).startswith(SERVERS):
+            who = frame.f_locals.get("self")
+            yield from (frame.f_locals.get("config"), getattr(who, "config", None), getattr(who, "cfg", None))
         frame = frame.f_back
 
 
@@ -42,7 +52,7 @@ def _by_option(arguments: Sequence[str]) -> int | None:
 
 
 def _by_environment(environ: Mapping[str, str]) -> int | None:
-    """Uvicorn and gunicorn read it."""
+    """Both uvicorn and gunicorn read it."""
     return _number(environ.get("WEB_CONCURRENCY"))
 
 
