@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -23,6 +28,7 @@ from session_watch.page import access, report, server
 from session_watch.page.access import Door, Guesses
 from session_watch.testing import watching
 from tests.asgi import Answer, answered, call, http
+from tests.waiting import until
 
 PAGE = "/session-watch"
 TOKEN = "the token of the tests"
@@ -482,3 +488,73 @@ def test_what_was_found(app: ASGIApp, watch: SessionWatch) -> None:
     (found,) = json.loads(let_in(app, f"{PAGE}/findings.json").text)["findings"]
     assert found["open"] == 0
     engine.dispose()
+
+
+# --- Several workers -----------------------------------------------------------------------------
+
+WORKERS = """
+from starlette.applications import Starlette
+from session_watch import SessionWatchMiddleware
+
+app = SessionWatchMiddleware(Starlette(), page_path="/watch")
+"""
+
+
+@contextmanager
+def two_workers(folder: Path, **environment: str) -> Iterator[tuple[str, Path]]:
+    """A real uvicorn with two of them: its address, and its log."""
+    (folder / "served.py").write_text(WORKERS)
+    log = folder / "log"
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "served:app", "--workers", "2", "--port", str(port)]
+    known = {name: value for name, value in os.environ.items() if not name.startswith("SESSION_WATCH_")}
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, cwd=folder, env={**known, **environment}, stdout=output, stderr=output)
+    try:
+        until(lambda: log.read_text().count("startup complete") == 2, 60)
+        yield f"http://127.0.0.1:{port}/watch", log
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def fetched(url: str) -> tuple[int, dict[str, Any]]:
+    """Status and JSON of an answer to who has the token."""
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {TOKEN}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as refusal:
+        return refusal.code, {}
+
+
+@pytest.mark.slow
+def test_all_workers_are_shown(tmp_path: Path) -> None:
+    """With SESSION_WATCH_DIR whichever answers shows both, and says which of them it is; a dead one too."""
+    states = tmp_path / "states"
+    with two_workers(tmp_path, SESSION_WATCH_TOKEN=TOKEN, SESSION_WATCH_DIR=str(states)) as (url, _):
+        until(lambda: len(fetched(f"{url}/live.json")[1]["workers"]) == 2, 30)
+        report = fetched(f"{url}/live.json")[1]
+        pids = [worker["pid"] for worker in report["workers"]]
+        process = report["process"]
+        assert (process["of"], pids[process["number"] - 1]) == (2, process["pid"])
+        assert report["all_workers"]
+        os.kill(pids[process["number"] % 2], signal.SIGKILL)
+        until(lambda: "dead" in [each["status"] for each in fetched(f"{url}/live.json")[1]["workers"]], 30)
+
+
+@pytest.mark.slow
+def test_two_workers_without_a_token(tmp_path: Path) -> None:
+    """A real server's second worker is noticed: the page is refused, and each says why."""
+    with two_workers(tmp_path) as (url, log):
+        assert fetched(url)[0] == 404
+        until(lambda: log.read_text().count("SESSION_WATCH_TOKEN must be set") == 2)
+
+
+@pytest.mark.slow
+def test_one_of_two_workers(tmp_path: Path) -> None:
+    """Without the directory the page says that it is one of two."""
+    with two_workers(tmp_path, SESSION_WATCH_TOKEN=TOKEN) as (url, _):
+        report = fetched(f"{url}/live.json")[1]
+        assert (report["process"]["number"], report["process"]["of"], report["all_workers"]) == (None, 2, False)
