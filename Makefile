@@ -12,11 +12,12 @@ READY := $(VENV)/.ready-$(VERSION)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench compat clean
+.PHONY: help demo test page bench compat clean
 
 help:
 	@echo "make demo     run the demo: every pattern and anti-pattern, with its findings"
 	@echo "make test     ruff, mypy and pytest"
+	@echo "make page     the slow tests of the live page in a real Chromium, with what they measure"
 	@echo "make bench    what watching costs"
 	@echo "make compat   the tests against the oldest and newest versions of what we depend on"
 	@echo "make clean    remove the environment and what the tools left"
@@ -31,6 +32,9 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+page: $(READY)
+	$(BIN)/pytest -m page -s tests/test_page_in_browser.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -32,8 +32,6 @@ WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 HOSTILE = "<img src=x onerror=window.broken=1><script>window.broken=1</script>"
 MANY = 1000
 
-pytestmark = pytest.mark.page
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -301,7 +299,9 @@ def test_a_link_from_another_site(browser: Browser, shop: Shop) -> None:
         tab.channel.events.clear()  # the first answer was a 401
 
 
-def test_a_frozen_loop_is_told(browser: Browser, shop: Shop) -> None:
+@pytest.mark.slow
+@pytest.mark.page
+def test_nobody_answers(browser: Browser, shop: Shop) -> None:
     """When nobody answers, the page says so and keeps what it knew."""
     with signed_in(browser, shop.url) as tab:
         shop.ask("/leak/tea")
@@ -328,6 +328,7 @@ let last = performance.now();
 
 
 @pytest.mark.slow
+@pytest.mark.page
 def test_a_thousand_open(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data take under 20 ms off the loop, and the page stays smooth with all of them shown."""
     settings = Settings(idle_in_transaction=1000.0, held_too_long=1000.0)

@@ -2,7 +2,7 @@
 "use strict";
 
 const POLL_MS = 750;
-const ANSWER_MS = 10_000;
+const ANSWER_MS = 4_000; // then another connection is tried, which another worker may take
 const LOST_MS = 4_000;
 const FIRST_ROWS = 20;
 const SEVERITIES = ["error", "warning", "advice"];
@@ -357,6 +357,7 @@ function updateRow(row, held) {
   setTitled(work, held.work);
   setPill(state.firstElementChild, held.state);
   setTitled(now, held.current_site || "–");
+  now.classList.toggle("unknown", !held.current_site);
   setTitled(opened, held.opened_site);
   setTitled(sql, held.last_statement);
   row.classList.toggle("stale", held.worker.status === "dead");
@@ -493,7 +494,7 @@ function updateFinding(node, finding, several) {
 }
 
 function updateFull(full, finding, several) {
-  const [summary, hint, facts, others, silence, docs] = full.children;
+  const [summary, hint, silence, facts, others, docs] = full.children;
   setText(summary, finding.summary);
   setText(hint, finding.summary.includes(finding.hint) ? "" : finding.hint);
   hint.hidden = !hint.textContent;
