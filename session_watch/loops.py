@@ -39,15 +39,17 @@ class Blocked:
     site: str | None
 
 
+_lock = threading.Lock()
 _pulses: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pulse] = weakref.WeakKeyDictionary()
 
 
 def blocked(at: float) -> Blocked | None:
     """The loop that has stood still longest as of ``at`` (seconds of the clock); asks the others to turn."""
-    for ledger in tuple(open_ledgers):
-        if ledger.loop is not None and ledger.loop not in _pulses:
-            _pulses[ledger.loop] = Pulse(ledger.thread)
-    late = [pulse for loop, pulse in tuple(_pulses.items()) if _is_late(loop, pulse, at)]
+    with _lock:
+        for ledger in tuple(open_ledgers):
+            if ledger.loop is not None and ledger.loop not in _pulses:
+                _pulses[ledger.loop] = Pulse(ledger.thread)
+        late = [pulse for loop, pulse in tuple(_pulses.items()) if _is_late(loop, pulse, at)]
     return _longest(late, at)
 
 
@@ -71,5 +73,12 @@ def _longest(late: Iterable[Pulse], at: float) -> Blocked | None:
     return Blocked(at - since, None if site is None else str(site))
 
 
+def _forked() -> None:
+    """They turn in the parent, where somebody may have held the lock."""
+    global _lock  # noqa: PLW0603  # a lock does not survive a fork
+    _lock = threading.Lock()
+    _pulses.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pulses.clear)  # they turn in the parent
+    os.register_at_fork(after_in_child=_forked)

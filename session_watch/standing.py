@@ -109,24 +109,22 @@ def _where_task(task: asyncio.Task[Any], ledger: Ledger, crowd: Crowd) -> Mark |
         return known[0]
     frames = awaiting(task)
     names = [frame.f_code.co_name for frame in frames[:8]]
-    if not THREAD_HOPS.isdisjoint(names[:6]):
-        mark = _in_a_thread_of(ledger)
-        if mark is not None:
-            return mark
-    if not GROUP_WAITS.isdisjoint(names):
+    in_a_thread, in_a_group = not THREAD_HOPS.isdisjoint(names[:6]), not GROUP_WAITS.isdisjoint(names)
+    mark = _in_a_thread_of(ledger) if in_a_thread else None
+    if mark is None and in_a_group:
         mark = _in_a_child_of(task, ledger, crowd)
-        if mark is not None:
-            return mark
+    if mark is not None:
+        return mark
     # Who waits for a future is executed by nobody, and stands there for as long as it waits for this one.
     future = getattr(task, "_fut_waiter", None)
     running = None if future is not None or not frames else _running_on(frames[0])
     mark = _innermost_line(frames) if running is None else application_at(running)
-    if future is not None:
+    if future is not None and not in_a_thread and not in_a_group:
         _waiting_at[task] = (weakref.ref(future), mark)
     return mark
 
 
-# Where tasks stand that wait for one future and no other task or thread decides where.
+# Where tasks stand that wait for one future, when no other task or thread decides where.
 _waiting_at: weakref.WeakKeyDictionary[asyncio.Task[Any], tuple[weakref.ref[Any], Mark | None]] = (
     weakref.WeakKeyDictionary()
 )

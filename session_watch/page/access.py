@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.types import Scope
@@ -45,9 +44,12 @@ def is_foreign(scope: Scope, names: Iterable[str] = ()) -> bool:
 
     An IP address cannot be, nor can localhost, the address the server listens on, or a name that was given.
     """
+    given = header(scope, b"host")
     try:
-        host = (urlsplit(f"//{header(scope, b'host')}").hostname or "").rstrip(".")
+        host = (urlsplit(f"//{given}").hostname or "").rstrip(".")
     except ValueError:
+        return True
+    if "@" in given:  # no browser sends a user in it
         return True
     server = scope.get("server")
     own = {"localhost", str(server[0]).lower() if server else "localhost", *names}
@@ -154,12 +156,11 @@ class Door:
         return hmac.new(self.token.encode("utf-8", "replace"), f"page {until}".encode(), hashlib.sha256).hexdigest()
 
     def _cookie(self, scope: Scope) -> str | None:
-        several = b"; ".join(value for key, value in scope.get("headers") or () if key.lower() == b"cookie")
-        try:
-            found = SimpleCookie(several.decode("latin-1")).get(cookie_name(scope))
-        except CookieError:
-            return None
-        return None if found is None else found.value
+        # By hand: http.cookies stops at the first cookie that is not to its taste, which may be another's.
+        several = b";".join(value for key, value in scope.get("headers") or () if key.lower() == b"cookie")
+        pairs = (pair.partition("=") for pair in several.decode("latin-1").split(";"))
+        name = cookie_name(scope)
+        return next((value.strip() for key, _, value in pairs if key.strip() == name), None)
 
 
 def forget(scope: Scope, path: str | None = None) -> str:
