@@ -132,6 +132,9 @@ def _checked(report: Any, url: str) -> list[dict[str, Any]]:
     found = [w for w in workers or () if isinstance(w, dict) and is_state({"findings": [], **w})]
     if not found:
         raise UnreadableError(f"what {url} answered is no state that this version reads.")
+    if report.get("all_workers") is False:
+        hint = f"with {variable('dir')} set, the page knows all of them."
+        print(f"session-watch dump: this is one of several workers; {hint}", file=sys.stderr)
     return found
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from session_watch.pools import PoolBook
 
 SCHEMA = 1
 # What one document holds at most; how much was left out stands beside it.
-HELD, WAITERS, FINDINGS, TEXT = 1000, 20, 100, 400
+HELD, POOLS, WAITERS, FINDINGS, TEXT = 1000, 200, 20, 100, 400
 MAX_BYTES = 4_000_000
 JSON: Mapping[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
 
@@ -172,8 +173,11 @@ def _mark(held: dict[str, Any], now: float, seen: Counter[int]) -> None:
         held["last_statement"] = held["last_statement"][:TEXT]
 
 
-def _books() -> Iterator[PoolBook]:
-    return iter(sorted((b for b in tuple(pools.POOLS.values()) if b.current), key=lambda book: book.name))
+def _books() -> list[PoolBook]:
+    """By name; of too many those from which most is wanted."""
+    in_use = (book for book in tuple(pools.POOLS.values()) if book.current)
+    wanted = heapq.nlargest(POOLS, in_use, key=lambda book: (len(book.waiters), len(book.out)))
+    return sorted(wanted, key=lambda book: book.name)
 
 
 def _pool(book: PoolBook, now: float) -> dict[str, Any]:

@@ -461,8 +461,8 @@ class SessionWatch:
         self._to_sinks("internal_error", stage, error)
 
     def started(self, facts: Mapping[str, Any]) -> None:
-        """Tell, once, how the watch was started."""
-        if not self._start_told:
+        """Tell, once, how the watch was started; again only for a token that nobody would know else."""
+        if not self._start_told or "page_token" in facts:
             self._start_told = True
             self._to_sinks("started", facts)
 

@@ -299,6 +299,17 @@ def test_a_link_from_another_site(browser: Browser, shop: Shop) -> None:
         tab.channel.events.clear()  # the first answer was a 401
 
 
+def test_dns_rebinding(browser: Browser, shop: Shop) -> None:
+    """A name of somebody else's that leads to the server shows nothing, not even the form."""
+    with browser.tab() as tab:
+        port = shop.url.rpartition(":")[2]
+        tab.go(f"http://rebound.example:{port}/hello")
+        assert tab.text() == "hello"
+        tab.go(f"http://rebound.example:{port}{PAGE}")
+        assert "This Host is not accepted here" in tab.text()
+        assert tab.js("document.querySelector('input')") is None
+
+
 @pytest.mark.slow
 @pytest.mark.page
 def test_nobody_answers(browser: Browser, shop: Shop) -> None:

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeGuard
 
 SERVERS = ("uvicorn", "gunicorn", "hypercorn", "granian", "fastapi", "session-watch", "session_watch")
 OPTION = re.compile(r"(?:--workers|--processes|-w)(?:=|$)|-w(?=\d)")
@@ -24,12 +24,16 @@ def workers() -> int:
 
 
 def address() -> tuple[str, int] | None:
-    """Host and port that uvicorn was told to listen on; None of another server, or if it takes any port."""
-    for config in _configurations(sys._getframe()):
-        host, port = getattr(config, "host", None), getattr(config, "port", None)
-        if isinstance(host, str) and isinstance(port, int) and port and not getattr(config, "uds", None):
-            return host, port
-    return None
+    """Host and port that gunicorn or uvicorn was told to listen on; None of another server, or if it takes any port."""
+    several = tuple(_configurations(sys._getframe()))
+    # Under gunicorn, which comes with its own, uvicorn's configuration has a default that nobody listens on.
+    bound = [where for config in several for where in getattr(config, "address", None) or ()]
+    told = [(getattr(c, "host", None), getattr(c, "port", None)) for c in several if not getattr(c, "uds", None)]
+    return next((place for place in bound or told if _is_address(place)), None)
+
+
+def _is_address(place: Any) -> TypeGuard[tuple[str, int]]:
+    return isinstance(place, tuple) and len(place) == 2 and isinstance(place[0], str) and bool(_number(place[1]))
 
 
 def _configurations(frame: FrameType | None) -> Iterator[Any]:
