@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from starlette.types import ASGIApp
 
 from session_watch import SessionWatch, SessionWatchMiddleware, Settings
+from session_watch.inbox import ERRORS
 from session_watch.page import access, report, server
 from session_watch.page.access import Door, Guesses
 from session_watch.testing import watching
@@ -130,12 +131,29 @@ def test_form_over_https(app: ASGIApp) -> None:
     assert "; Secure" in signed_in(app, scheme="https").headers["set-cookie"]
 
 
-@pytest.mark.parametrize("given", ["", "wrong", f"{TOKEN} x", "x" * 10_000])
+@pytest.mark.parametrize("given", ["", "wrong", f"{TOKEN} x", "x" * 10_000, "\0", "\N{SNOWMAN}"])
 def test_form_with_a_wrong_token(app: ASGIApp, given: str) -> None:
     """It is shown again, with a 401 and no cookie."""
     answer = signed_in(app, given)
     assert (answer.status, answer.headers.get("set-cookie")) == (401, None)
     assert "That is not the token." in answer.text
+
+
+def test_an_odd_form(app: ASGIApp) -> None:
+    """A form of another kind, or with more fields than ours, holds no token."""
+    headers = [(b"host", b"localhost")]
+    for kind, body in ((b"text/plain", f"token={TOKEN}".encode()), (FORM, b"a=1&" * 500), (FORM, b"\xff=\xff")):
+        message = {"type": "http.request", "body": body, "more_body": False}
+        scope = http(f"{PAGE}/sign-in", "POST", headers=[*headers, (b"content-type", kind)])
+        assert asyncio.run(answered(app, scope, message)).status == 401
+
+
+def test_what_fails_is_counted(app: ASGIApp, watch: SessionWatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of our own is told as one, and goes no further."""
+    monkeypatch.setattr(watch, "held_at", lambda _: 1 / 0)
+    before = ERRORS.internal.get("page", 0)
+    assert let_in(app, f"{PAGE}/live.json").status == 503
+    assert ERRORS.internal["page"] == before + 1
 
 
 def test_sign_out(app: ASGIApp) -> None:

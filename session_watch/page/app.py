@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, quote
 from starlette.types import Receive, Scope, Send
 
 from session_watch import routes
+from session_watch.inbox import ERRORS
 from session_watch.page import access
 from session_watch.page.access import ADMITTED, STALE, TOO_MANY, Door
 from session_watch.page.report import Report
@@ -92,9 +93,18 @@ class Page:
         elif name in ASSETS:
             await answer.asset(name)
         elif name in DATA:
-            await answer.tagged("json", await off_the_loop(lambda: self._report.body(name)))
+            await self._tell(name, answer)
         else:
             await answer.text(404, "There is nothing here.\n")
+
+    async def _tell(self, name: str, answer: Answer) -> None:
+        try:
+            body = await off_the_loop(lambda: self._report.body(name))
+        except Exception as error:
+            ERRORS.failed("page", error)
+            await answer.text(503, "The state cannot be told at the moment.\n")
+        else:
+            await answer.tagged("json", body)
 
     async def _refuse(self, scope: Scope, answer: Answer, asked: str, *, wants_form: bool) -> None:
         status = 429 if asked == TOO_MANY else 401
@@ -150,7 +160,11 @@ async def _form_token(scope: Scope, receive: Receive) -> str:
         more = message["type"] == "http.request" and message.get("more_body", False)
     if len(body) > FORM_BYTES:
         return ""
-    return parse_qs(body.decode("utf-8", "replace"), max_num_fields=10).get("token", [""])[0].strip()
+    try:
+        fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=10)
+    except ValueError:  # more fields than that
+        return ""
+    return fields.get("token", [""])[0].strip()
 
 
 class Answer:
