@@ -76,20 +76,23 @@ def test_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "age", "told"),
     [
-        pytest.param({"pid": NOBODY, "written_at": time.time() - 100}, "has died; last written 1 min", id="dead"),
-        pytest.param({"written_at": time.time() - 100}, "is alive and silent; last written 1 min", id="silent"),
+        pytest.param({"pid": NOBODY}, 90, "has died; last written 1 min 3", id="dead"),
+        pytest.param({}, 90, "is alive and silent; last written 1 min 3", id="silent"),
         pytest.param(
             {"blocked_seconds": 12.0, "blocked_at": "app/x.py:3 in f"},
+            0,
             "its event loop has been blocked for 12.0 s at app/x.py:3 in f; last written 0",
             id="blocked",
         ),
     ],
 )
-def test_who_is_not_well(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, Any], told: str) -> None:
+def test_who_is_not_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, Any], age: float, told: str
+) -> None:
     """It is said of the process, with the age of what follows."""
-    put(tmp_path, 1, **more)
+    put(tmp_path, 1, **more, written_at=time.time() - age)
     assert dump(str(tmp_path)) == 0
     assert told in capsys.readouterr().out
 

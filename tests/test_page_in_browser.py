@@ -177,7 +177,7 @@ def test_in_full(browser: Browser, shop: Shop) -> None:
         tab.wait(f"{FINDINGS} === 1")
         tab.js("document.querySelector('.finding summary').focus()")
         tab.press("Enter")
-        tab.wait("document.querySelector('.finding').open")
+        tab.wait("document.querySelector('.finding .full .summary').innerText")
         shown = tab.js("document.querySelector('.finding .full').innerText")
         assert 'Open the session with "with"' in shown
         assert 'Ignore("left-open", fingerprint=' in shown
