@@ -19,6 +19,7 @@ from session_watch.findings import Finding
 from session_watch.inbox import ERRORS
 from session_watch.ledger import Ledger
 from session_watch.pools import PoolBook
+from session_watch.request_ids import request_id_of
 
 SCHEMA = 1
 # What one document holds at most; how much was left out stands beside it.
@@ -195,7 +196,9 @@ def _pool(book: PoolBook, now: float) -> dict[str, Any]:
 
 
 def _waiters(waiters: Iterable[tuple[Ledger, float]], now: float) -> list[dict[str, Any]]:
-    return [
-        {"work": ledger.name, "request_id": ledger.request_id, "wait_seconds": round(now - since, 3)}
-        for ledger, since in waiters
-    ]
+    return [_waiter(ledger, now - since) for ledger, since in waiters]
+
+
+def _waiter(ledger: Ledger, waited: float) -> dict[str, Any]:
+    request_id_of(ledger)
+    return {"work": ledger.name, "request_id": ledger.request_id, "wait_seconds": round(waited, 3)}

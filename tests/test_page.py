@@ -481,6 +481,28 @@ def test_what_is_held(app: ASGIApp, watch: SessionWatch) -> None:
     engine.dispose()
 
 
+async def test_who_waits(app: ASGIApp, watch: SessionWatch) -> None:
+    """Each pool says who waits for it, longest first."""
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=1, max_overflow=0)
+    bearer = [(b"host", b"localhost"), (b"authorization", f"Bearer {TOKEN}".encode())]
+
+    def wait() -> None:
+        with watch.job("patient"), engine.connect():
+            pass
+
+    with engine.connect():
+        waiting = asyncio.create_task(asyncio.to_thread(wait))
+        pools: list[dict[str, Any]] = []
+        while not pools:
+            answer = await answered(app, http(f"{PAGE}/live.json", headers=bearer))
+            pools = [pool for pool in json.loads(answer.text)["workers"][0]["pools"] if pool["waiting"]]
+    await waiting
+    (pool,) = pools
+    assert (pool["used"], pool["max"], pool["waiting"]) == (1, 1, 1)
+    assert [waiter["work"] for waiter in pool["waiters"]] == ["patient"]
+    engine.dispose()
+
+
 def leak(watch: SessionWatch, engine: Any) -> Session:
     """A job that leaves its session open."""
     with watch.job("careless"):
