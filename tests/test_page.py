@@ -483,7 +483,8 @@ def test_what_is_held(app: ASGIApp, watch: SessionWatch) -> None:
 
 async def test_who_waits(app: ASGIApp, watch: SessionWatch) -> None:
     """Each pool says who waits for it, longest first."""
-    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=1, max_overflow=0)
+    both = {"check_same_thread": False}
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=1, max_overflow=0, connect_args=both)
     bearer = [(b"host", b"localhost"), (b"authorization", f"Bearer {TOKEN}".encode())]
 
     def wait() -> None:

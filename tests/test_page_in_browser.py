@@ -127,9 +127,7 @@ def signed_in(browser: Browser, url: str, **emulation: Any) -> Iterator[Tab]:
     """A tab in which somebody has typed the token into the form; there must be no trouble on the console."""
     with browser.tab(**{**WIDE, **emulation}) as tab:
         tab.go(url + PAGE)
-        tab.wait("document.activeElement === document.querySelector('#token')")
-        tab.type(TOKEN)
-        tab.press("Enter")
+        sign_in(tab, TOKEN)
         tab.wait(
             "document.querySelector('#status')?.dataset.is === 'live'"
             " && /[0-9]/.test(document.querySelector('#sums b').innerText)"
@@ -137,6 +135,13 @@ def signed_in(browser: Browser, url: str, **emulation: Any) -> Iterator[Tab]:
         tab.channel.events.clear()  # that the form's own answer was a 401
         yield tab
         assert tab.trouble() == []
+
+
+def sign_in(tab: Tab, token: str) -> None:
+    """Type it into the form, which has the focus by itself."""
+    tab.wait("document.activeElement === document.querySelector('#token') && document.querySelector('#token')")
+    tab.type(token)
+    tab.press("Enter")
 
 
 def rows(tab: Tab) -> list[str]:
@@ -276,12 +281,9 @@ def test_the_token_is_asked_for_again(browser: Browser, shop: Shop) -> None:
     """Who signs out sees the form, and a script without the cookie gets a 401."""
     with browser.tab() as tab:
         tab.go(shop.url + PAGE)
-        tab.wait("document.querySelector('#token')")
-        tab.type("wrong")
-        tab.press("Enter")
+        sign_in(tab, "wrong")
         tab.wait("document.body.innerText.includes('That is not the token.')")
-        tab.type(TOKEN)
-        tab.press("Enter")
+        sign_in(tab, TOKEN)
         tab.wait("document.querySelector('#status')")
         assert tab.js("document.cookie") == ""
         tab.js("document.querySelector('form').requestSubmit()")
