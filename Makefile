@@ -14,7 +14,7 @@ NEIGHBOURS := .neighbours
 NEIGHBOURS_READY := $(NEIGHBOURS)/.ready-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test workers alerts bench compat neighbours clean
+.PHONY: help demo test workers alerts page bench compat neighbours clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ workers: $(READY) ## totals over several workers, with ten thousand requests to 
 
 alerts: $(READY) ## alert rules and dashboards in a real Prometheus and Alertmanager: some minutes
 	$(BIN)/pytest -m alerts tests/alerting
+
+page: $(READY) ## the slow tests of the live page in a real Chromium, with what they measure
+	$(BIN)/pytest -m page -s tests/test_page_in_browser.py
 
 bench: $(READY) ## what watching costs
 	$(BIN)/python -m benchmarks

@@ -90,6 +90,9 @@ class Watcher(Protocol):
     def forked(self) -> None:
         """Begin anew in a child process."""
 
+    def publish(self) -> None:
+        """Show other processes what this one does, where that is asked for."""
+
     def internal_error(self, stage: str, error: str) -> None:
         """Tell a fault of our own."""
 
@@ -303,6 +306,8 @@ class Books:
         if now >= self.next_sweep or self.next_sweep - now > self.sweep_interval:
             self.next_sweep = now + self.sweep_interval
             self.sweep(now)
+            for watcher in self.watchers[:1]:  # with the lock given back: a disk may be slow
+                watcher.publish()
 
     def drain(self) -> None:
         """Take up everything that waits, and add up what is settled.

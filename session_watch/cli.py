@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from session_watch import __version__
 from session_watch.commands.demo import add_demo
 from session_watch.commands.doctor import add_doctor
+from session_watch.commands.dump import add_dump
 from session_watch.commands.export import add_export
 from session_watch.commands.parsing import CommandParser
 from session_watch.commands.rules import add_explain, add_rules
 from session_watch.commands.run import add_run
 
-COMMANDS = (add_run, add_rules, add_explain, add_doctor, add_export, add_demo)
+COMMANDS = (add_run, add_rules, add_explain, add_doctor, add_dump, add_export, add_demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,13 +16,22 @@ def db_pid(proxy: Any) -> int | None:
     """The server's process (MySQL: thread) id of a connection; None where the driver does not tell."""
     with contextlib.suppress(Exception):
         driver = proxy.driver_connection
+        if type(driver) in _without_pid:
+            return None
         info = getattr(driver, "info", None)
         for owner, name in ((driver, "get_server_pid"), (info, "backend_pid"), (driver, "thread_id")):
             told = getattr(owner, name, None)
             told = told() if callable(told) else told
             if isinstance(told, int) and told > 0:
                 return told
+        if info is None and driver is not None and not any(hasattr(driver, name) for name in TELL_PID):
+            _without_pid.add(type(driver))
     return None
+
+
+TELL_PID = ("get_server_pid", "thread_id")
+# Kinds of connections that have no such thing, like SQLite's: a thousand of them need not be asked each second.
+_without_pid: set[type] = set()
 
 
 def is_autocommit(proxy: Any, dialect: Any) -> bool:

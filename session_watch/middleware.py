@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import get_running_loop
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from threading import get_ident
 from types import MethodType
 from typing import Any
@@ -16,6 +16,8 @@ from session_watch.current import CURRENT, current_work, open_ledgers, task_in
 from session_watch.exposition import metrics_app
 from session_watch.inbox import ERRORS
 from session_watch.ledger import EXCLUDED, Ledger
+from session_watch.page.app import Page
+from session_watch.page.exposing import expose
 from session_watch.raising import raise_if_asked
 from session_watch.routes import METHODS
 from session_watch.settings import Settings
@@ -23,6 +25,7 @@ from session_watch.watch import SessionWatch, default_watch
 from session_watch.workers import workers_here
 
 KEY = "session_watch"
+EXAMPLES = {"metrics_path": "/metrics", "page_path": "/session-watch"}
 WATCHED = frozenset(("http", "websocket"))
 # Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
 enter, leave = CURRENT.set, CURRENT.reset
@@ -35,7 +38,8 @@ class SessionWatchMiddleware:
     """Watches every request and websocket of an ASGI app. Add it last: the last added is the outermost.
 
     ``watch``: default the process's own, made with ``settings``. ``metrics_path``: answered here with the
-    metrics; None exposes nothing. ``route_name(scope)``: the route template, for frameworks that are not
+    metrics; None exposes nothing. ``page_path``: the live page and its data, for who has the token; None
+    exposes nothing. ``route_name(scope)``: the route template, for frameworks that are not
     known. Raises ValueError for settings other than those the default watch already has.
     """
 
@@ -53,11 +57,12 @@ class SessionWatchMiddleware:
             raise ValueError(
                 "SessionWatchMiddleware was given both watch and settings; give the settings to the watch."
             )
-        if page_path is not None:
-            raise ValueError(f"page_path is {page_path!r}, but this version has no live page; None is accepted.")
         self.app = app
         self.watch = watch if watch is not None else default_watch(settings)
-        self.metrics_path = _checked_path(metrics_path)
+        self.metrics_path = _checked_path("metrics_path", metrics_path)
+        self.page_path = _checked_path("page_path", page_path)
+        self._page: Page | None = None
+        self._has_paths = metrics_path is not None or page_path is not None
         self.route_name = route_name
         self._excludes = bool(self.watch.settings.exclude_paths)
         header = self.watch.settings.request_id_header
@@ -71,8 +76,9 @@ class SessionWatchMiddleware:
         if not self._ready:
             self._begin(scope)
         kind = scope["type"]
-        if self.metrics_path is not None and kind == "http" and self._is_metrics(scope):
-            await self._metrics(scope, receive, send)
+        own = self._own_answer(scope) if self._has_paths else None
+        if own is not None:
+            await own(scope, receive, send)
             return
         if not BOOKS.watchers or KEY in scope or kind not in WATCHED:
             await self.app(scope, receive, send)
@@ -126,8 +132,17 @@ class SessionWatchMiddleware:
                 "rules_off": sorted(self.watch.settings.rules_off),
                 "rules_blind": [] if self.watch.statements else ["uncommitted", "failed-transaction"],
                 "metrics_path": self.metrics_path or "",
+                **self._expose_page(scope),
             }
         )
+
+    def _expose_page(self, scope: Scope) -> Mapping[str, Any]:
+        """Make the page, if one was asked for; what the line of the start says of it."""
+        if self.page_path is None:
+            return {"page_path": ""}
+        exposed = expose(self.page_path, self.watch, scope)
+        self._page = exposed.page
+        return exposed.told
 
     def _is_outermost(self, app: Any) -> bool:
         """Whether no other middleware of the application's own stands around this one."""
@@ -136,15 +151,21 @@ class SessionWatchMiddleware:
 
     def _give_way(self, scope: Scope) -> None:
         """A route of the application's own with exactly this path goes before ours."""
-        path = self.metrics_path
-        if path is not None and any(
-            routes.owns_path(app, path) for app in (scope.get("app"), self.app) if app is not None
-        ):
-            self.metrics_path = None
-            ERRORS.failed("metrics_path is a route of the application", LookupError())
+        for name in ("metrics_path", "page_path"):
+            path = getattr(self, name)
+            if path is not None and any(
+                routes.owns_path(app, path) for app in (scope.get("app"), self.app) if app is not None
+            ):
+                setattr(self, name, None)
+                ERRORS.failed(f"{name} is a route of the application", LookupError())
 
-    def _is_metrics(self, scope: Scope) -> bool:
-        return scope["type"] == "http" and routes.path_below_root(scope) == self.metrics_path
+    def _own_answer(self, scope: Scope) -> ASGIApp | None:
+        """What of ours answers at this path: the metrics, the live page, or nothing."""
+        if scope["type"] != "http":
+            return None
+        if self.metrics_path is not None and routes.path_below_root(scope) == self.metrics_path:
+            return self._metrics
+        return self._page if self._page is not None and self._page.takes(scope) else None
 
     def _open(self, scope: Scope, kind: str) -> Ledger:
         if self._excludes and self.watch.settings.excluded(scope.get("path", "")):
@@ -223,7 +244,7 @@ def _mode(watch: SessionWatch) -> str:
     return "several workers without PROMETHEUS_MULTIPROC_DIR: each scrape sees one" if several else "single process"
 
 
-def _checked_path(path: str | None) -> str | None:
+def _checked_path(name: str, path: str | None) -> str | None:
     if path is not None and (not str(path).startswith("/") or path == "/"):
-        raise ValueError(f'metrics_path is {path!r}; a path such as "/metrics", or None, is accepted.')
+        raise ValueError(f'{name} is {path!r}; a path such as "{EXAMPLES[name]}", or None, is accepted.')
     return path

@@ -188,10 +188,11 @@ class PoolState:
 def states() -> tuple[PoolState, ...]:
     """Every pool that is in use, read from the pools themselves where they keep an account."""
     books = [book for book in tuple(POOLS.values()) if book.current]
-    return tuple(_state(book) for book in sorted(books, key=lambda book: book.name))
+    return tuple(state_of(book) for book in sorted(books, key=lambda book: book.name))
 
 
-def _state(book: PoolBook) -> PoolState:
+def state_of(book: PoolBook) -> PoolState:
+    """The pool of this book as it is now."""
     used = book.used()
     used = len(book.out) if used is None else used
     return PoolState(book.name, used, book.idle() or 0, book.limit, max(book.peak, used), len(book.waiters))
@@ -203,4 +204,4 @@ def start_new_peaks() -> None:
         book.peak = len(book.out)
 
 
-__all__ = ["GONE", "POOLS", "PoolBook", "PoolState", "book_of", "start_new_peaks", "states"]
+__all__ = ["GONE", "POOLS", "PoolBook", "PoolState", "book_of", "start_new_peaks", "state_of", "states"]

@@ -19,7 +19,7 @@ LogFormat = Literal["json", "console"]
 PREFIX = "SESSION_WATCH_"
 """A field's variable is this and the field's name in capitals."""
 
-NOT_FIELDS: tuple[str, ...] = ("LOG", "TOKEN", "DIR", "APP", "FACTORY", "METRICS_PATH", "PAGE_PATH")
+NOT_FIELDS: tuple[str, ...] = ("LOG", "TOKEN", "HOSTS", "DIR", "APP", "FACTORY", "METRICS_PATH", "PAGE_PATH")
 """Variables, without the prefix, that are known and are no setting."""
 
 LIVE_RULES: frozenset[str] = frozenset({"held-too-long", "idle-in-transaction", "held-after-response"})

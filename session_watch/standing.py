@@ -11,10 +11,12 @@ import functools
 import gc
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from types import FrameType
+from operator import attrgetter
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
 import sqlalchemy.engine.base
@@ -32,10 +34,16 @@ SESSION_FILE = sqlalchemy.orm.session.__file__
 ENGINE_FILES = (sqlalchemy.engine.base.__file__, sqlalchemy.engine.cursor.__file__)
 WORK_ITEM_FILE = concurrent.futures.thread.__file__
 # Coroutines wait for a worker thread in one of these.
-THREAD_HOPS = ("run_sync_in_worker_thread", "run_sync", "to_thread", "run_in_executor")
+THREAD_HOPS = frozenset(("run_sync_in_worker_thread", "run_sync", "to_thread", "run_in_executor"))
 # And for the other tasks of a group in one of these: a framework streams its response in such a task.
-GROUP_WAITS = ("__aexit__", "listen_for_disconnect")
+GROUP_WAITS = frozenset(("__aexit__", "listen_for_disconnect"))
 DEEPEST = 500
+# The frame of what waits, and what that waits for: by type, because a thousand tasks are asked in one look.
+FRAME_AND_AWAITED: dict[type, Callable[[Any], tuple[Any, Any]]] = {
+    CoroutineType: attrgetter("cr_frame", "cr_await"),
+    AsyncGeneratorType: attrgetter("ag_frame", "ag_await"),
+    GeneratorType: attrgetter("gi_frame", "gi_yieldfrom"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,33 @@ class Stack:
         return next((mark for frame in (*outside, *self.frames[:1]) if (mark := application_at(frame))), None)
 
 
-def where(ledger: Ledger, actor: Actor | None) -> Mark | None:
-    """The application's line at which the holder stands now; None where it cannot be told."""
+class Crowd:
+    """The tasks of each work, found in one pass over a loop when the first is asked for, and kept for one look."""
+
+    def __init__(self) -> None:
+        self._by_loop: dict[asyncio.AbstractEventLoop, dict[Ledger, list[asyncio.Task[Any]]]] = {}
+
+    def of(self, ledger: Ledger, loop: asyncio.AbstractEventLoop) -> Sequence[asyncio.Task[Any]]:
+        """The tasks of the loop that have this work's context."""
+        if loop not in self._by_loop:
+            works = self._by_loop[loop] = {}
+            for task in _tasks(loop):
+                for work in _works_of(task):
+                    works.setdefault(work, []).append(task)
+        return self._by_loop[loop].get(ledger, ())
+
+
+def where(ledger: Ledger, actor: Actor | None, crowd: Crowd | None = None) -> Mark | None:
+    """The application's line at which the holder stands now; None where it cannot be told.
+
+    Who asks for many at once gives them one ``crowd``.
+    """
+    if actor is None and ledger.over:
+        return None  # its task has gone on to something else, or is no more
     try:
         who = ledger.task if actor is None else actor()
         if isinstance(who, asyncio.Task):
-            return _where_task(who, ledger)
+            return _where_task(who, ledger, Crowd() if crowd is None else crowd)
         thread = who.thread if isinstance(who, Call) else ledger.thread
         frame = sys._current_frames().get(thread)
         if frame is not None and (isinstance(who, Call) or ledger.task is None):
@@ -72,27 +101,45 @@ def where(ledger: Ledger, actor: Actor | None) -> Mark | None:
         return None
 
 
-def _where_task(task: asyncio.Task[Any], ledger: Ledger) -> Mark | None:
+def _where_task(task: asyncio.Task[Any], ledger: Ledger, crowd: Crowd) -> Mark | None:
     if task.done():
         return None
+    known = _still_waits(task)
+    if known is not None:
+        return known[0]
     frames = awaiting(task)
-    if any(frame.f_code.co_name in THREAD_HOPS for frame in frames[:6]):
-        mark = _in_a_thread_of(ledger)
-        if mark is not None:
-            return mark
-    if any(frame.f_code.co_name in GROUP_WAITS for frame in frames[:8]):
-        mark = _in_a_child_of(task, ledger)
-        if mark is not None:
-            return mark
-    running = _running_on(frames[0]) if frames else None
-    if running is not None:
-        return application_at(running)
-    return _innermost_line(frames)
+    names = [frame.f_code.co_name for frame in frames[:8]]
+    in_a_thread, in_a_group = not THREAD_HOPS.isdisjoint(names[:6]), not GROUP_WAITS.isdisjoint(names)
+    mark = _in_a_thread_of(ledger) if in_a_thread else None
+    if mark is None and in_a_group:
+        mark = _in_a_child_of(task, ledger, crowd)
+    if mark is not None:
+        return mark
+    # Who waits for a future is executed by nobody, and stands there for as long as it waits for this one.
+    future = getattr(task, "_fut_waiter", None)
+    running = None if future is not None or not frames else _running_on(frames[0])
+    mark = _innermost_line(frames) if running is None else application_at(running)
+    if future is not None and not in_a_thread and not in_a_group:
+        _waiting_at[task] = (weakref.ref(future), mark)
+    return mark
 
 
-def _in_a_child_of(parent: asyncio.Task[Any], ledger: Ledger) -> Mark | None:
+# Where tasks stand that wait for one future, when no other task or thread decides where.
+_waiting_at: weakref.WeakKeyDictionary[asyncio.Task[Any], tuple[weakref.ref[Any], Mark | None]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _still_waits(task: asyncio.Task[Any]) -> tuple[Mark | None] | None:
+    """The line that was found the last time, if the task still waits for the same; None if it has moved."""
+    known = _waiting_at.get(task)
+    future = getattr(task, "_fut_waiter", None)
+    return None if known is None or future is None or known[0]() is not future else known[1:]
+
+
+def _in_a_child_of(parent: asyncio.Task[Any], ledger: Ledger, crowd: Crowd) -> Mark | None:
     """The line of the work's other tasks; where there are several lines, the one that waits for them says more."""
-    children = [task for task in _tasks(parent.get_loop()) if task is not parent and _works_for(task, ledger)]
+    children = [task for task in crowd.of(ledger, parent.get_loop()) if task is not parent]
     lines = {mark for child in children if (mark := _innermost_line(awaiting(child)))}
     return lines.pop() if len(lines) == 1 else None
 
@@ -101,9 +148,10 @@ def _innermost_line(frames: Iterable[FrameType]) -> Mark | None:
     return next((mark for frame in frames if (mark := application_at(frame))), None)
 
 
-def _works_for(task: asyncio.Task[Any], ledger: Ledger) -> bool:
-    """Whether the task has this work's context; before Python 3.12 it tells only the collector."""
-    return any(isinstance(each, Context) and each.get(CURRENT) is ledger for each in gc.get_referents(task))
+def _works_of(task: asyncio.Task[Any]) -> Iterator[Ledger]:
+    """The work whose context the task has; before Python 3.12 it tells only the collector."""
+    contexts = (each for each in gc.get_referents(task) if isinstance(each, Context))
+    return (work for context in contexts if (work := context.get(CURRENT)) is not None)
 
 
 def awaiting(task: asyncio.Task[Any]) -> tuple[FrameType, ...]:
@@ -113,10 +161,10 @@ def awaiting(task: asyncio.Task[Any]) -> tuple[FrameType, ...]:
     for _ in range(DEEPEST):
         if step is None:
             break
-        frame = _frame_of(step)
+        known = FRAME_AND_AWAITED.get(type(step))
+        frame, step = (_frame_of(step), _awaited(step)) if known is None else known(step)
         if frame is not None:
             frames.append(frame)
-        step = _awaited(step)
     return tuple(reversed(frames))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -37,7 +38,9 @@ from session_watch.sinks.log import LogSink
 from session_watch.sinks.metrics import Exporter
 from session_watch.sinks.span import SpanSink
 from session_watch.snapshot import is_out
-from session_watch.standing import where
+from session_watch.standing import Crowd, where
+from session_watch.state import Cause, State
+from session_watch.state_files import StateFile, directory
 from session_watch.statements import masked, summary
 from session_watch.tally import Tally
 from session_watch.tracing import as_current
@@ -101,7 +104,11 @@ class SessionWatch:
         self._clock = clock
         self._number = next(_numbers)
         self._lock = threading.RLock()
-        self._causes: OrderedDict[str, tuple[int, str]] = OrderedDict()
+        # By fingerprint: the newest finding, which has their count, and when it was.
+        self._causes: OrderedDict[str, tuple[Finding, str]] = OrderedDict()
+        self.told = 0
+        self.state = State(self)
+        self._state_file: StateFile | None = None
         self._episodes: dict[object, list[Finding]] = {}
         self._hot: dict[str, float] = {}
         self._callback = Callback(on_finding) if on_finding is not None else None
@@ -196,6 +203,8 @@ class SessionWatch:
         if self._clock is not time.monotonic:
             current.clock = self._clock
         self._exporter = exporting.chosen(self, self._exporter)
+        folder = directory()
+        self._state_file = None if folder is None else StateFile(folder)
         BOOKS.attach(self)
         self._register()
         return self
@@ -218,6 +227,8 @@ class SessionWatch:
         self._exporter.detach()
         if self._callback is not None:
             self._callback.stop()
+        if self._state_file is not None:
+            self._state_file.remove()
 
     def __enter__(self) -> SessionWatch:
         """Attach."""
@@ -243,33 +254,45 @@ class SessionWatch:
 
     def live(self) -> tuple[Held, ...]:
         """Who holds a connection now, oldest first, one entry per checkout."""
-        now = current.clock()
+        return tuple(Held(**fields) for fields in self.held_at(current.clock()))
+
+    def held_at(self, now: float) -> list[dict[str, Any]]:
+        """The same as the fields of ``Held``, with ages as of ``now`` (seconds of the clock)."""
         out = sorted((c for c in live.out_now() if is_out(c)), key=lambda c: c.taken_at)
         active = live.look_at_activity(out, now, 0.0)
-        return tuple(self._held(checkout, now, active) for checkout in out)
+        crowd = Crowd()
+        statement = functools.lru_cache(self.statement)  # most holders have executed the same few
+        return [self._held(checkout, now, active, crowd, statement) for checkout in out]
 
-    def _held(self, checkout: Checkout, now: float, active: set[Checkout]) -> Held:
+    def _held(
+        self,
+        checkout: Checkout,
+        now: float,
+        active: set[Checkout],
+        crowd: Crowd,
+        statement: Callable[[str | None], str | None],
+    ) -> dict[str, Any]:
         ledger, opened = checkout.ledger, checkout.transaction
         facts = live.activity(checkout)
         request_id_of(ledger)
-        return Held(
-            work=ledger.name,
-            work_kind=ledger.kind,
-            method=ledger.method,
-            route=ledger.route_label(),
-            request_id=ledger.request_id,
-            pool=checkout.pool.name,
-            session_id=None if opened is None else opened.account.session_id,
-            state=live.state_of(checkout, active),
-            age_seconds=now - checkout.taken_at,
-            idle_seconds=now - live.idle_since(checkout),
-            opened_site=_text(facts.mark),
-            current_site=_text(where(ledger, facts.actor or ledger.actor)),
-            last_statement=self.statement(facts.last_statement),
-            statements=facts.statements,
-            writes=facts.writes,
-            db_pid=db_pid(checkout()),
-        )
+        return {
+            "work": ledger.name,
+            "work_kind": ledger.kind,
+            "method": ledger.method,
+            "route": ledger.route_label(),
+            "request_id": ledger.request_id,
+            "pool": checkout.pool.name,
+            "session_id": None if opened is None else opened.account.session_id,
+            "state": live.state_of(checkout, active),
+            "age_seconds": now - checkout.taken_at,
+            "idle_seconds": now - live.idle_since(checkout),
+            "opened_site": _text(facts.mark),
+            "current_site": _text(where(ledger, facts.actor or ledger.actor, crowd)),
+            "last_statement": statement(facts.last_statement),
+            "statements": facts.statements,
+            "writes": facts.writes,
+            "db_pid": db_pid(checkout()),
+        }
 
     def statement(self, sql: str | None) -> str | None:
         """The statement as the settings allow it to be shown."""
@@ -364,18 +387,21 @@ class SessionWatch:
                 yield ignore
 
     def _remember(self, finding: Finding) -> Finding:
-        count, first_seen = self._causes.pop(finding.fingerprint, (0, _now()))
-        self._causes[finding.fingerprint] = (count + 1, first_seen)
-        while len(self._causes) > self.settings.recent:
-            self._causes.popitem(last=False)
+        now = _now()
+        before = self._causes.pop(finding.fingerprint, None)
+        count, first_seen = (0, now) if before is None else (before[0].count, before[0].first_seen)
         episode = finding.episode
         finding = replace(finding, count=count + 1, first_seen=first_seen, subject=None, episode=None)
+        self._causes[finding.fingerprint] = (finding, now)
+        while len(self._causes) > self.settings.recent:
+            self._causes.popitem(last=False)
         self._recent.append(finding)
         if episode is not None and len(self._episodes) < EPISODES:
             # What is certain now takes the place of what was suspected of it.
-            before = [f for f in self._episodes.get(episode, ()) if f.certain or not finding.certain]
-            self._episodes[episode] = [*before, finding]
+            still = [f for f in self._episodes.get(episode, ()) if f.certain or not finding.certain]
+            self._episodes[episode] = [*still, finding]
         self.tally.add_finding(finding, time.time())
+        self.told += 1
         if self.settings.evidence == "auto" and finding.severity is not Severity.ADVICE:
             self._look_closer(finding.route)
         return finding
@@ -406,6 +432,7 @@ class SessionWatch:
         with self._lock:
             several = self._episodes.pop(episode, [])
             findings = [finding for finding in several if not rules or finding.rule in rules]
+            self.told += bool(findings)
             if len(findings) < len(several):
                 self._episodes[episode] = [finding for finding in several if finding not in findings]
         for finding in findings:
@@ -457,6 +484,17 @@ class SessionWatch:
         with self._lock:
             return tuple(f for findings in self._episodes.values() for f in findings)
 
+    def causes(self) -> tuple[Cause, ...]:
+        """What was found, by fingerprint, the newest last."""
+        with self._lock:
+            still = Counter(f.fingerprint for findings in self._episodes.values() for f in findings)
+            return tuple(Cause(finding, seen, still[name]) for name, (finding, seen) in self._causes.items())
+
+    def publish(self) -> None:
+        """Write what this process does to SESSION_WATCH_DIR, where that is set."""
+        if self._state_file is not None:
+            self._state_file.write(self.state.encoded)
+
     def swept(self, at: float, held: Mapping[tuple[str, str], int]) -> None:
         """Take note of a sweep, and stop collecting stacks for routes that have been quiet for an hour."""
         self.last_sweep = time.time()
@@ -491,8 +529,8 @@ class SessionWatch:
         self._to_sinks("internal_error", stage, error)
 
     def started(self, facts: Mapping[str, Any]) -> None:
-        """Tell, once, how the watch was started."""
-        if not self._start_told:
+        """Tell, once, how the watch was started; again only for a token that nobody would know else."""
+        if not self._start_told or "page_token" in facts:
             self._start_told = True
             self._to_sinks("started", facts)
 

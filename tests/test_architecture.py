@@ -29,11 +29,11 @@ LAYERS = (
     ("snapshot",),
     ("live",),
     ("books",),
-    ("sinks.metrics", "sinks.worker_files", "raising"),
-    ("sinks.multiprocess", "jobs"),
-    ("sinks.exporting",),
+    ("sinks.metrics", "sinks.worker_files", "raising", "loops"),
+    ("sinks.multiprocess", "jobs", "state"),
+    ("sinks.exporting", "state_files"),
     ("watch",),
-    ("exposition", "workers", "testing"),
+    ("exposition", "page", "workers", "testing"),
     ("middleware",),
     ("",),  # the package itself: the public names
     ("demo", "export", "manual", "loading"),
@@ -48,7 +48,15 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "sqlalchemy": {"listeners", "wraps", "standing", "pools", "sinks.metrics", "doctor.application"},
     "greenlet": {"call_site"},
-    "starlette": {"middleware", "exposition", "asgi", "doctor.proof"},
+    "starlette": {
+        "middleware",
+        "exposition",
+        "page.access",
+        "page.app",
+        "page.exposing",
+        "asgi",
+        "doctor.proof",
+    },
     "prometheus_client": {
         "sinks.metrics",
         "sinks.worker_files",
