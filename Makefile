@@ -14,7 +14,7 @@ NEIGHBOURS := .neighbours
 NEIGHBOURS_READY := $(NEIGHBOURS)/.ready-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench compat neighbours clean
+.PHONY: help demo test bench compat neighbours guides clean
 
 help:
 	@echo "make demo        run the demo: every pattern and anti-pattern, with its findings"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench       what watching costs"
 	@echo "make compat      the tests against the oldest and newest versions of what we depend on"
 	@echo "make neighbours  the tests beside OpenTelemetry's, Sentry's and Datadog's instrumentation"
+	@echo "make guides      the guides, each as a program of its own"
 	@echo "make clean       remove the environment and what the tools left"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter (now $(or $(VERSION),none found) as $(PYTHON))."
@@ -44,6 +45,9 @@ compat: $(READY)
 # ddtrace brings a pytest plugin of its own, which has no business here.
 neighbours: $(NEIGHBOURS_READY)
 	NEIGHBOURS=all $(NEIGHBOURS)/bin/pytest -p no:ddtrace tests/test_neighbours.py
+
+guides: $(READY)
+	$(BIN)/pytest tests/test_guides.py
 
 clean:
 	rm -rf $(VENV) $(NEIGHBOURS) .mypy_cache .pytest_cache .ruff_cache dist
