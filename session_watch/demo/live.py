@@ -27,7 +27,7 @@ BETWEEN = 6
 
 BANNER = """session-watch demo: a shop that handles its database sessions in every right and every wrong way
 
-  {url}/         every route, with a button for each
+  {url}/         the story: a button for each leak, and its finding beside the line that did it
   {url}/metrics  what Prometheus would see: session_watch_findings_total, session_watch_connections, ...
   {url}/docs     the app's own API page
 
