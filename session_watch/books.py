@@ -81,6 +81,9 @@ class Watcher(Protocol):
     def internal_error(self, stage: str, error: str) -> None:
         """Tell a fault of our own."""
 
+    def forked(self) -> None:
+        """Begin anew in a child process, whoever held a lock in the parent."""
+
 
 # Who told what.
 Told = tuple[tuple[Watcher, Finding], ...]
@@ -172,6 +175,11 @@ class Books:
         self.counting = threading.RLock()
         self.teller = None
         self._forget()
+        with contextlib.suppress(queue.Empty):
+            while True:  # what waits is the parent's to tell
+                INBOX.get_nowait()
+        for watcher in self.watchers:
+            watcher.forked()
 
     # Works
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 from collections.abc import Callable
@@ -20,10 +19,13 @@ class Callback:
 
     def __init__(self, function: Callable[[Finding], object]) -> None:
         self._function = function
+        self.forked()
+
+    def forked(self) -> None:
+        """Begin anew: nothing waits, and no thread runs, as none survives a fork."""
         self._queue: queue.Queue[Finding | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         self._starting = threading.RLock()
-        self._pid = 0
 
     def put(self, finding: Finding) -> None:
         """Hand a finding over; one too many is dropped and counted."""
@@ -33,8 +35,7 @@ class Callback:
             ERRORS.drop("on_finding")
             return
         with self._starting:
-            if self._thread is None or self._pid != os.getpid():  # a thread does not survive a fork
-                self._pid = os.getpid()
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="session_watch on_finding", daemon=True)
                 self._thread.start()
 

@@ -426,6 +426,15 @@ class SessionWatch:
         """Tell a fault of our own, once an hour."""
         self._to_sinks("internal_error", stage, error)
 
+    def forked(self) -> None:
+        """Begin anew in a child process: another thread of the parent may have held a lock, and is not here."""
+        self._lock = threading.RLock()
+        self._episodes.clear()  # the parent tells how they end
+        for part in (*self.sinks, self._callback):
+            anew = getattr(part, "forked", None)
+            if anew is not None:
+                anew()
+
     def started(self, facts: Mapping[str, Any]) -> None:
         """Tell, once, how the watch was started."""
         if not self._start_told:

@@ -114,6 +114,10 @@ class LogSink:
         self._findings = Backoff(settings.log_max_per_minute)
         self._resolved, self._errors = Backoff(), Backoff()
 
+    def forked(self) -> None:
+        """Begin anew in a child process, whoever held the lock in the parent."""
+        self._lock = threading.Lock()
+
     @property
     def dropped(self) -> int:
         """Findings left out because ``log_max_per_minute`` was reached."""
