@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,12 +58,16 @@ class Command:
 
 @dataclass(frozen=True)
 class Guide:
-    """A page as a program: its files, its commands, and the lines it says the log will have."""
+    """A page as a program: its files, its commands, and the lines it says the log will have.
+
+    ``first`` of the lines follow the first commands; others belong to what the page runs later.
+    """
 
     name: str
     files: dict[str, str]
     commands: tuple[Command, ...]
     quotes: tuple[str, ...]
+    first: int
 
 
 def guide_of(page: Path) -> Guide:
@@ -71,16 +75,18 @@ def guide_of(page: Path) -> Guide:
     files: dict[str, str] = {}
     commands: list[Command] = []
     quotes: list[str] = []
+    first: list[str] = []
     for found in FENCE.finditer(page.read_text(encoding="utf-8")):
         note, language, text = found["note"] or "", found["language"], found["text"]
         if language == "python":
             files[note] = files[note] + "\n\n" + text + "\n" if note in files else text + "\n"
         elif language == "sh":
+            first = first or list(quotes)
             commands.extend(_command(line, note) for line in text.splitlines() if not line.startswith("pip "))
         else:
             assert language == "text", language
             quotes.extend(text.splitlines())
-    return Guide(page.stem, files, tuple(commands), tuple(quotes))
+    return Guide(page.stem, files, tuple(commands), tuple(quotes), len(first or quotes))
 
 
 def _command(line: str, note: str) -> Command:
@@ -191,7 +197,7 @@ def play(guide: Guide, home: Path) -> str:
 def _use(running: Running, guide: Guide, home: Path) -> None:
     """Send to a server or a worker what it is to get, and wait for what that makes it log."""
     first, *others = guide.commands
-    quotes = guide.quotes[: 1 if others and first.sent else None]
+    quotes = guide.quotes[: guide.first]
 
     def told() -> None:
         running.wait_for(lambda text: all(is_in(quote, text) for quote in quotes), "a quoted line")
@@ -216,20 +222,19 @@ def _run(command: Command, home: Path) -> str:
 
 
 def _send(requests: Sequence[str], url: str, told: Callable[[], None]) -> None:
-    """Send each; a websocket says hello twice and hangs on until all is told."""
-    with httpx.Client(base_url=url, trust_env=False, timeout=SECONDS) as client:
+    """Send each; a websocket says hello twice, and hangs on until all is told."""
+    with ExitStack() as opened:
+        client = opened.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=SECONDS))
         for request in requests:
             method, path = request.split()
             if method == "WEBSOCKET":
-                with connect(url.replace("http", "ws", 1) + path) as socket:
-                    for _ in range(2):
-                        socket.send("hello")
-                        socket.recv(SECONDS)
-                    if request is requests[-1]:
-                        told()
+                socket = opened.enter_context(connect(url.replace("http", "ws", 1) + path, proxy=None))
+                for _ in range(2):
+                    socket.send("hello")
+                    assert "hello" in str(socket.recv(SECONDS))
             else:
                 client.request(method, path)
-    told()
+        told()
 
 
 def bare(text: str) -> str:
