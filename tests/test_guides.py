@@ -134,10 +134,17 @@ class Running:
         self.process.stderr.close()
 
     def end(self) -> str:
-        """Ask it to end and wait; gives all that it logged."""
-        with suppress(ProcessLookupError):
+        """Ask it to end and wait; gives all that it logged. A worker takes long to end, and is killed."""
+        if "worker" in self.process.args:  # type: ignore[operator]  # a list, as we have started it
+            self.kill()
+        else:
             self.process.send_signal(signal.SIGTERM)
         return self.ended()
+
+    def kill(self) -> None:
+        """End it and whatever it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def ended(self) -> str:
         """Wait for its own end; gives all that it logged."""
@@ -167,12 +174,13 @@ def started(command: Command, home: Path) -> Iterator[Running]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     running = Running(process)
     try:
         yield running
     finally:
-        process.kill()
+        running.kill()
         process.wait()
         running.close()
 
@@ -188,7 +196,7 @@ def play(guide: Guide, home: Path) -> str:
             logged = running.end()
         else:
             logged = running.ended()
-    assert running.process.returncode in (0, -signal.SIGTERM), logged
+    assert running.process.returncode in (0, -signal.SIGTERM, -signal.SIGKILL), logged
     if "worker" in first.words:
         return logged
     return logged + "".join(_run(other, home) for other in others)
@@ -210,6 +218,8 @@ def _use(running: Running, guide: Guide, home: Path) -> None:
         running.wait_for(lambda text: " ready." in text, "the worker's start")
         for other in others:
             _run(other, home)
+        tasks = "".join(guide.files.values()).count(".delay(")
+        running.wait_for(lambda text: text.count(" succeeded in ") >= tasks, "the end of a task")
         told()
 
 
