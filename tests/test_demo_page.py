@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from session_watch.demo import sources
 from session_watch.demo.scenarios import LEAKS, PATTERNS, SCENARIOS
 from session_watch.demo.sources import FOLDER, excerpt_of, excerpts_at
+from session_watch.demo.story import links_of
 from tests.headless import Page, browsing
 from tests.test_demo import started
 
@@ -174,6 +177,12 @@ def test_every_scenario_has_a_card_with_its_code(demo: str) -> None:
     for card in told["leaks"] + told["patterns"]:
         assert f'("/{card["name"]}")' in card["code"]["lines"][0]
     assert {link["path"] for link in told["links"]} >= {"/metrics", "/docs"}
+
+
+def test_the_live_page_is_linked_where_there_is_one() -> None:
+    """Only what the middleware serves is linked."""
+    served: Any = SimpleNamespace(metrics_path=None, page_path="/session-watch")
+    assert links_of(served) == (("Live page", "/session-watch"), ("API", "/docs"))
 
 
 @pytest.mark.parametrize("path", ["/", "/story.css", "/story.js", "/story.json", "/story/now.json"])
