@@ -187,6 +187,9 @@ class Books:
         self.counting = threading.RLock()
         self.teller = None
         self._forget()
+        with contextlib.suppress(queue.Empty):
+            while True:  # what waits is the parent's to tell
+                INBOX.get_nowait()
         for watcher in self.watchers:
             watcher.forked()
 

@@ -19,15 +19,13 @@ class Callback:
 
     def __init__(self, function: Callable[[Finding], object]) -> None:
         self._function = function
+        self.forked()
+
+    def forked(self) -> None:
+        """Begin anew: nothing waits, and no thread runs, as none survives a fork."""
         self._queue: queue.Queue[Finding | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         self._starting = threading.RLock()
-
-    def forked(self) -> None:
-        """Begin anew in a child process: neither thread nor lock survives a fork."""
-        self._queue = queue.Queue(WAITING)
-        self._starting = threading.RLock()
-        self._thread = None
 
     def put(self, finding: Finding) -> None:
         """Hand a finding over; one too many is dropped and counted."""

@@ -36,6 +36,8 @@ class Job:
         """Begin the work."""
         if not self._watch.released:  # detached by hand it stays so
             self._watch.attach()
+        if BOOKS.teller is None:  # a process that was forked off has none yet
+            BOOKS.start_teller()
         ledger = Ledger("job")
         ledger.label = self._name
         enclosing = CURRENT.get()

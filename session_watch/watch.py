@@ -516,17 +516,18 @@ class SessionWatch:
         except Exception as error:
             ERRORS.failed("export", error)
 
+    def internal_error(self, stage: str, error: str) -> None:
+        """Tell a fault of our own, once an hour."""
+        self._to_sinks("internal_error", stage, error)
+
     def forked(self) -> None:
-        """Begin anew in a child process: locks do not survive a fork."""
+        """Begin anew in a child process: another thread of the parent may have held a lock, and is not here."""
         self._lock = threading.RLock()
+        self._episodes.clear()  # the parent tells how they end
         self._exporter.forked()
         self._to_sinks("forked")
         if self._callback is not None:
             self._callback.forked()
-
-    def internal_error(self, stage: str, error: str) -> None:
-        """Tell a fault of our own, once an hour."""
-        self._to_sinks("internal_error", stage, error)
 
     def started(self, facts: Mapping[str, Any]) -> None:
         """Tell, once, how the watch was started; again only for a token that nobody would know else."""

@@ -116,13 +116,11 @@ def test_every_rule_is_shown() -> None:
 
 
 def test_every_route_is_a_scenario() -> None:
-    """No pattern or leak of the app is left untried, and each is on the page."""
+    """No pattern or leak of the app is left untried."""
     from session_watch.demo import leaks, patterns
-    from session_watch.demo.app import PAGE_TEXT
 
     routes = {r.path for router in (patterns.router, leaks.router) for r in router.routes}  # type: ignore[attr-defined]
     assert routes == {scenario.path for scenario in SCENARIOS}
-    assert all(path in PAGE_TEXT for path in routes)
 
 
 def test_only_leaks_expect_findings() -> None:
@@ -138,7 +136,7 @@ def test_live_demo_serves_and_tells() -> None:
         page, metrics = client.get("/"), client.get("/metrics")
         told, _ = demo.communicate(timeout=SECONDS)
     assert (page.status_code, metrics.status_code, demo.returncode) == (200, 200, 0)
-    assert "/leaks/next-get-db" in page.text
+    assert "Which line leaks your SQLAlchemy session?" in page.text
     assert "session_watch_findings_total" in metrics.text
     assert re.search(r"ERROR +left-open +in GET /leaks/global-session .*\n +where: .+\n +do: ", told)
     assert re.search(r"\d+ requests, \d+ findings\.\n", told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
 import threading
 import time
@@ -16,20 +18,22 @@ from prometheus_client import CollectorRegistry
 
 from session_watch import Finding, SessionWatch, Severity
 from session_watch.demo.scenarios import LEAKS, PATTERNS, Scenario
-from session_watch.demo.serving import Served, serve
+from session_watch.demo.serving import PAGE, Served, serve
 from session_watch.demo.thresholds import SETTINGS, in_words
 from session_watch.demo.visitors import visit
 
 PACE = 0.25
 """Seconds between two requests of the traffic."""
+VARIABLE = "SESSION_WATCH_TOKEN"
 BETWEEN = 6
 """Patterns between two leaks."""
 
 BANNER = """session-watch demo: a shop that handles its database sessions in every right and every wrong way
 
-  {url}/         every route, with a button for each
+  {url}/         the story: a button for each leak, and its finding beside the line that did it
   {url}/metrics  what Prometheus would see: session_watch_findings_total, session_watch_connections, ...
   {url}/docs     the app's own API page
+  {url}{page}  the live page: who holds which connection now; its token is {token}
 
 {limits}
 
@@ -79,10 +83,11 @@ def _where(finding: Finding) -> str:
 def run_live(host: str, port: int, *, traffic: bool = True, duration: float | None = None) -> int:
     """Serve until Ctrl-C, or for the seconds given. Raises ServerError if the server cannot start."""
     terminal = Terminal()
+    token = os.environ.setdefault(VARIABLE, secrets.token_urlsafe(12))
     watch = SessionWatch(SETTINGS, registry=CollectorRegistry(), on_finding=terminal.show)
     with serve(watch, host, port) as served:
         told = TRAFFIC if traffic else NO_TRAFFIC
-        print(BANNER.format(url=served.url, limits=in_words(), traffic=told), flush=True)
+        print(BANNER.format(url=served.url, page=PAGE, token=token, limits=in_words(), traffic=told), flush=True)
         with _traffic(served) if traffic else nullcontext():
             _wait(duration)
     terminal.sum_up(served.in_flight.requests)

@@ -53,6 +53,9 @@ class InFlight:
             return self._changed.wait_for(lambda: self._open == 0, seconds)
 
 
+PAGE = "/session-watch"
+
+
 @dataclass(frozen=True)
 class Served:
     """Where the demo answers, and what it is doing."""
@@ -70,9 +73,12 @@ def serve(watch: SessionWatch, host: str, port: int) -> Iterator[Served]:
     with bound(host, port) as listener, watch:
         # Imported under watch, so that it is known where the session of a module was made.
         from session_watch.demo.app import app
+        from session_watch.demo.story import Story
 
-        in_flight = InFlight(SessionWatchMiddleware(app, watch=watch, metrics_path="/metrics"))
-        server = _Server(uvicorn.Config(in_flight, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+        watched = SessionWatchMiddleware(app, watch=watch, metrics_path="/metrics", page_path=PAGE)
+        in_flight = InFlight(watched)
+        story = Story(in_flight, watched)
+        server = _Server(uvicorn.Config(story, log_config=None, access_log=False, timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.serve_on, args=(listener,), name="demo server", daemon=True)
         thread.start()
         try:

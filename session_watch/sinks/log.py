@@ -114,6 +114,10 @@ class LogSink:
         self._findings = Backoff(settings.log_max_per_minute)
         self._resolved, self._errors = Backoff(), Backoff()
 
+    def forked(self) -> None:
+        """Begin anew in a child process, whoever held the lock in the parent."""
+        self._lock = threading.Lock()
+
     @property
     def dropped(self) -> int:
         """Findings left out because ``log_max_per_minute`` was reached."""
@@ -141,10 +145,6 @@ class LogSink:
     def started(self, info: Mapping[str, Any]) -> None:
         """Log that watching has begun, with ``info`` as the keys."""
         self._tell("info", "started", info)
-
-    def forked(self) -> None:
-        """Begin anew in a child process: a lock that somebody held there is never let go here."""
-        self._lock = threading.Lock()
 
     def internal_error(self, stage: str, error_class: str) -> None:
         """Log that the watch itself failed at ``stage``, once an hour for each stage."""
