@@ -91,9 +91,9 @@ def calls(name: str) -> list[ast.Call]:
 
 
 def test_threads_are_told() -> None:
-    """There is one thread, and one more for on_finding; both are daemons."""
+    """The page names every thread; all are daemons."""
     made = [{each.arg: ast.literal_eval(each.value) for each in call.keywords[1:]} for call in calls("Thread")]
-    assert {thread["name"] for thread in made} == {"session_watch", "session_watch on_finding"}
+    assert [thread["name"] for thread in made if f"`{thread['name']}`" not in TEXT] == []
     assert all(thread["daemon"] for thread in made)
 
 
