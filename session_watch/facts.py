@@ -23,7 +23,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkFacts:
-    """The unit of work a session belongs to, as people name it."""
+    """The unit of work a session belongs to, as people name it. ``test``: the test it is, or runs in."""
 
     name: str
     kind: str
@@ -39,6 +39,7 @@ class WorkFacts:
     started_by: str | None = None
     responded_at: float | None = None
     response_ended_at: float | None = None
+    test: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,11 @@ class SessionLeakWarning(UserWarning):
 
 def raise_if_asked(told: Told, error: BaseException | None) -> None:
     """Raise what the watches with ``action="raise"`` told of certain errors, or note it on the work's own exception."""
-    errors = [finding for watch, finding in told if watch.raises and is_proved_error(finding)]
+    raise_leaks([finding for watch, finding in told if watch.raises and is_proved_error(finding)], error)
+
+
+def raise_leaks(errors: Sequence[Finding], error: BaseException | None) -> None:
+    """Raise these findings, if there are any, or note them on the exception that is on its way already."""
     if not errors:
         return
     leak = SessionLeakError(errors)

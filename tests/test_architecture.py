@@ -18,21 +18,23 @@ PACKAGE = "session_watch"
 # arrange, the demo, is an application like any other: it uses the public names.
 LAYERS = (
     ("facts", "rule_names", "statements", "failures", "drivers", "routes", "inbox"),
-    ("findings", "settings", "call_site"),
+    ("findings", "settings", "call_site", "baseline", "suite_report"),
     ("ledger", "rules", "sinks", "callbacks"),
     ("pools", "request_ids", "tally", "sinks.log"),
     ("current",),
-    ("standing", "pytest_plugin"),
+    ("standing",),
     ("incidents",),
     ("listeners",),
     ("wraps", "expecting"),
-    ("snapshot",),
+    ("snapshot", "suite"),
     ("live",),
     ("books",),
     ("sinks.metrics", "raising"),
     ("jobs",),
     ("watch",),
-    ("middleware", "testing"),
+    ("middleware", "testing", "suite_watch"),
+    ("suite_session",),
+    ("pytest_plugin",),
     ("",),  # the package itself: the public names
     ("demo",),
     ("cli",),
@@ -45,10 +47,10 @@ ONLY_IN = {
     "sqlalchemy": {"listeners", "wraps", "standing", "pools", "sinks.metrics"},
     "greenlet": {"call_site"},
     "starlette": {"middleware"},
-    "prometheus_client": {"sinks.metrics", "watch", "middleware", "testing"},
+    "prometheus_client": {"sinks.metrics", "watch", "middleware", "testing", "suite_watch"},
     "structlog": {"sinks.log", "request_ids"},
     "asgi_correlation_id": {"request_ids"},
-    "pytest": {"pytest_plugin"},
+    "pytest": {"pytest_plugin", "suite_session"},
 }
 
 # Their results depend on what they are given alone.
