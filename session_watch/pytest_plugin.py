@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Generator, Iterator
 from contextvars import Token
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from session_watch import suite
-from session_watch.current import open_ledger
+from session_watch.current import CURRENT, open_ledger
 from session_watch.ledger import Ledger
 from session_watch.rule_names import refusal
 from session_watch.suite_session import Options, SuiteSession
@@ -21,6 +22,8 @@ from session_watch.watch import SessionWatch
 MODES = ("off", "warn", "fail")
 WORK = pytest.StashKey[Ledger]()
 TOKEN = pytest.StashKey[Token[Ledger]]()
+ENDS = pytest.StashKey[bool]()
+RUNNING = pytest.StashKey[pytest.Item]()
 SESSION = pytest.StashKey[SuiteSession]()
 SCOPES = ((pytest.Class, "class"), (pytest.Package, "package"), (pytest.Module, "module"))
 MARKER = (
@@ -100,12 +103,15 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     _leave(item)
     ledger = suite.new_work(item.nodeid, _work_around(item))
     item.stash[WORK], item.stash[TOKEN] = ledger, suite.enter(ledger)
-    return (yield)
+    item.stash[ENDS], item.config.stash[RUNNING] = False, item
+    result = yield
+    _end_before_wider_scopes(item.config)
+    return result
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """The test is over when everything around it has been torn down, and is judged then."""
+    """When everything is torn down, tell of the test, and of the scopes that have ended with it."""
     failure = None
     try:
         return (yield)
@@ -140,6 +146,8 @@ def _leave(item: pytest.Item) -> None:
     token, ledger = item.stash.get(TOKEN, None), item.stash.get(WORK, None)
     if token is not None and ledger is not None:
         del item.stash[TOKEN], item.stash[WORK]
+        if item.config.stash.get(RUNNING, None) is item:
+            del item.config.stash[RUNNING]
         suite.leave(token)
         suite.let_go(ledger)
 
@@ -170,6 +178,7 @@ def pytest_fixture_setup(
 ) -> Generator[None, object, object]:
     """What a fixture of a wider scope makes belongs to that scope; a fixture's coroutine runs in its own work."""
     node = request.node
+    _end_before_wider_scopes(request.config)
     ledger: Ledger | None = node.stash.get(WORK, None)
     if ledger is None:  # set up without a test
         return (yield)
@@ -180,6 +189,30 @@ def pytest_fixture_setup(
             _begin_scope(node, ledger)
         with suite.within(ledger):
             return (yield)
+
+
+def _end_before_wider_scopes(config: pytest.Config) -> None:
+    """A test ends with its own last fixture: what a wider scope's teardown closes, the test has left open.
+
+    The finalizer that is added first, before any fixture's own, runs last.
+    """
+    item = config.stash.get(RUNNING, None)
+    if item is not None and not item.stash[ENDS]:
+        item.stash[ENDS] = True
+        item.addfinalizer(functools.partial(_end_test, item))
+
+
+def _end_test(item: pytest.Item) -> None:
+    token, ledger = item.stash.get(TOKEN, None), item.stash.get(WORK, None)
+    if token is None or ledger is None:
+        return
+    session = item.config.stash.get(SESSION, None)
+    if session is None:
+        suite.let_go(ledger)
+    else:
+        session.watch.settle(ledger)
+    suite.leave(token)
+    item.stash[TOKEN] = CURRENT.set(_work_of(item.session))  # whose the wider scopes' teardown is
 
 
 @contextlib.contextmanager

@@ -40,10 +40,15 @@ def told(finding: Mapping[str, Any]) -> str:
     lines = [f"{finding['rule']}: {finding['summary']}", ""]
     for site, words in _sites(finding).items():
         lines.extend(_with_source(", ".join(words), site))
-    if stack := finding.get("stack"):
-        lines.extend(f"  {'called by' if number == 0 else '':18}{site}" for number, site in enumerate(stack[1:]))
+    for number, site in enumerate(_callers(finding)):
+        lines.append(f"  {'called by' if number == 0 else '':18}{site}")
     allow = f'pytest.mark.session_watch(allow=["{finding["rule"]}"], reason="...")'
     return "\n".join([*lines, "", f"  {'cause':18}{finding['fingerprint']}", f"  {'allow it':18}{allow}"])
+
+
+def _callers(finding: Mapping[str, Any]) -> list[str]:
+    """Who called the line that opened it, without the program that started pytest."""
+    return [site for site in finding.get("stack", ())[1:] if not site.endswith(" in <module>")]
 
 
 def _sites(finding: Mapping[str, Any]) -> dict[str, list[str]]:

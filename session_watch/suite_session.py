@@ -25,6 +25,7 @@ NOWHERE = "no test"
 RAISED = pytest.StashKey[frozenset[str]]()
 EXPECTED_TO_FAIL = pytest.StashKey[bool]()
 VERDICTS = pytest.StashKey[list[Verdict]]()
+TOLD_AS: dict[type[BaseException], str] = {SessionLeakError: "error", SessionLeakWarning: "warning"}
 # What chooses among the tests: a run with one of these proves nothing of the others.
 CHOICES = ("keyword", "markexpr", "deselect", "lf", "last_failed", "stepwise")
 
@@ -137,9 +138,11 @@ class SuiteSession:
         if call.when == "teardown":
             verdicts = item.stash.get(VERDICTS, [])
             report.session_watch = [asdict(verdict) for verdict in verdicts]  # type: ignore[attr-defined]
-            if call.excinfo is not None and isinstance(call.excinfo.value, SessionLeakError):
-                _show(report, call.excinfo, [v for v in verdicts if v.fate == "error"])
-                _keep_failed(report, verdicts, item)
+            raised = None if call.excinfo is None else TOLD_AS.get(type(call.excinfo.value))
+            told = [verdict for verdict in verdicts if verdict.fate == raised]
+            if call.excinfo is not None and told:
+                _show(report, call.excinfo, told)
+                _keep_failed(report, told, item)
         else:
             error = None if call.excinfo is None else call.excinfo.value
             item.stash[RAISED] = item.stash.get(RAISED, frozenset()) | raised_in(error)
@@ -302,7 +305,7 @@ def _show(report: pytest.TestReport, excinfo: pytest.ExceptionInfo[BaseException
 
 def _keep_failed(report: pytest.TestReport, verdicts: Iterable[Verdict], item: pytest.Item) -> None:
     """A test that is expected to fail is no excuse for the module or class that ends with it."""
-    if hasattr(report, "wasxfail") and any(v.fate == "error" and v.test != item.nodeid for v in verdicts):
+    if hasattr(report, "wasxfail") and any(verdict.test != item.nodeid for verdict in verdicts):
         del report.wasxfail
         report.outcome = "failed"
 
