@@ -14,7 +14,7 @@ from session_watch import baseline, suite_report
 from session_watch.baseline import Known
 from session_watch.findings import Finding
 from session_watch.ledger import Ledger
-from session_watch.raising import SessionLeakError, SessionLeakWarning
+from session_watch.raising import DEMANDED, SessionLeakError, SessionLeakWarning
 from session_watch.rule_names import check_rule
 from session_watch.settings import SettingsError
 from session_watch.suite_report import Verdict
@@ -96,11 +96,12 @@ class SuiteSession:
         for charge in worth_telling(self.watch.take()):
             test = _charged(charge, ledger.label)
             if test in allowed:
-                raised = item.stash.get(RAISED, frozenset()) if test == ledger.label else ()
+                raised = item.stash.get(RAISED, frozenset()).union(DEMANDED) if test == ledger.label else ()
                 verdict = self.court.verdict(charge, test, allowed=allowed[test], raised=raised)
                 verdicts.append((_excused(verdict, item, ledger.label), charge.finding))
             else:
                 self._judge_late(charge)
+        DEMANDED.clear()
         item.stash[VERDICTS] = [verdict for verdict, _ in verdicts]
         self._tell(item, verdicts, failure)
 

@@ -15,7 +15,7 @@ from session_watch import suite
 from session_watch.books import BOOKS
 from session_watch.expecting import decorated
 from session_watch.ledger import Ledger
-from session_watch.raising import SessionLeakError, raise_leaks
+from session_watch.raising import SessionLeakError, demand_none
 from session_watch.settings import Settings
 from session_watch.watch import SessionWatch
 
@@ -61,7 +61,7 @@ class assert_clean:  # noqa: N801  # it reads as a word: with assert_clean(): ..
         BOOKS.settle(ledger, kind)
         errors = watch.errors()
         watch.detach()
-        raise_leaks(errors, error)
+        demand_none(errors, error)
 
     async def __aenter__(self) -> SessionWatch:
         """Begin to watch."""

@@ -29,7 +29,7 @@ from session_watch.jobs import Job
 from session_watch.ledger import Checkout, Done, Ledger
 from session_watch.live import Limits
 from session_watch.pools import PoolBook
-from session_watch.raising import is_proved_error, raise_leaks
+from session_watch.raising import demand_none, is_proved_error
 from session_watch.request_ids import request_id_of
 from session_watch.rules import BLAME, RULES, rank
 from session_watch.settings import Ignore, Settings, switched_off
@@ -235,7 +235,7 @@ class SessionWatch:
 
     def assert_clean(self) -> None:
         """Raise SessionLeakError if there is a certain error among the findings."""
-        raise_leaks(self.errors(), None)
+        demand_none(self.errors(), None)
 
     def errors(self) -> list[Finding]:
         """The certain errors among the findings, oldest first."""
