@@ -75,9 +75,21 @@ class SuiteSession:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Read the markers, and refuse a wrong one."""
         for item in items:
-            rules = frozenset(rule for mark in item.iter_markers(MARK) for rule in _allowed_by(mark, item))
-            if rules:
+            if rules := _allowed_in(item):
                 self.allowed[item.nodeid] = rules
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Refuse a marker in a worker of xdist, too: only an error of its collection reaches the terminal."""
+        report = yield
+        if self.is_worker:
+            try:
+                for item in report.result or ():
+                    if isinstance(item, pytest.Item):
+                        _allowed_in(item)
+            except pytest.UsageError as error:
+                report.outcome, report.longrepr, report.result = "failed", str(error), []
+        return report
 
     # Judging
 
@@ -190,7 +202,7 @@ class SuiteSession:
             self.options.report.write_text(text, encoding="utf-8")
         if self.options.update and self.options.baseline is not None:
             found = [_as_known(verdict) for verdict in self.verdicts if verdict.fate == "recorded"]
-            known = baseline.merged(self.known, found, complete=_is_complete(session))
+            known = baseline.merged(self.known, found, complete=self.judged > 0 and _is_complete(session))
             baseline.write(self.options.baseline, known)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -229,10 +241,18 @@ def _check_writable(options: Options) -> None:
     for name, path in wanted[: 1 + options.update]:
         if path is not None:
             try:
-                with path.open("a", encoding="utf-8"):
-                    pass
+                _try_to_write(path)
             except OSError as error:
                 raise pytest.UsageError(f"{name}: cannot write {path} ({error.strerror}).") from None
+
+
+def _try_to_write(path: Path) -> None:
+    """Leave what is there as it is, and nothing where nothing was."""
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8"):
+        pass
+    if is_new:
+        path.unlink()
 
 
 def _settings() -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +12,11 @@ from prometheus_client import CollectorRegistry
 from session_watch.books import BOOKS
 from session_watch.facts import Snapshot
 from session_watch.findings import Finding, Severity, fingerprint
-from session_watch.ledger import Ledger
+from session_watch.ledger import Done, Ledger
+from session_watch.pools import PoolBook
 from session_watch.raising import is_proved_error
 from session_watch.rules import RULES
-from session_watch.settings import Settings, variable
+from session_watch.settings import Settings
 from session_watch.sinks.log import TOLD_BY
 from session_watch.suite import KIND
 from session_watch.suite_report import Verdict
@@ -37,14 +37,13 @@ class Charge:
 
 
 def suite_settings() -> Settings:
-    """The environment's settings for a suite: no rule with a clock, whole stacks, nothing raised.
+    """The environment's settings for a suite: no rule with a clock, nothing raised.
 
     Raises SettingsError (a ValueError) for a wrong value in the environment.
     """
     settings = Settings.from_env()
-    evidence = settings.evidence if variable("evidence") in os.environ else "stack"
     off = tuple(dict.fromkeys((*settings.rules_off, *CLOCKED)))
-    return replace(settings, rules_off=off, evidence=evidence, action="report")
+    return replace(settings, rules_off=off, action="report")
 
 
 class SuiteWatch(SessionWatch):
@@ -79,6 +78,12 @@ class SuiteWatch(SessionWatch):
             return own
         others = (watch for watch in BOOKS.watchers if isinstance(watch, SessionWatch) and watch is not self)
         return "ignored" if any(leaves_alone(watch, finding) for watch in others) else None
+
+    def count(self, several: Sequence[tuple[Ledger, Sequence[Done], int]]) -> None:
+        """Keep no numbers: nobody scrapes a suite."""
+
+    def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:
+        """Keep no numbers."""
 
     def settle(self, ledger: Ledger) -> None:
         """End a test's work, or that of what encloses tests, and judge what it leaves."""
