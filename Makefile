@@ -12,13 +12,14 @@ READY := $(VENV)/.ready-$(VERSION)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench compat clean
+.PHONY: help demo test bench compat others clean
 
 help:
 	@echo "make demo     run the demo: every pattern and anti-pattern, with its findings"
 	@echo "make test     ruff, mypy and pytest"
 	@echo "make bench    what watching costs"
 	@echo "make compat   the tests against the oldest and newest versions of what we depend on"
+	@echo "make others   SQLAlchemy's own suites with the pytest plugin and without"
 	@echo "make clean    remove the environment and what the tools left"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter (now $(or $(VERSION),none found) as $(PYTHON))."
@@ -37,6 +38,9 @@ bench: $(READY)
 
 compat: $(READY)
 	$(BIN)/python tests/compat/run.py
+
+others: $(READY)
+	$(BIN)/python tests/others/run.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Token
@@ -33,8 +34,8 @@ def watching(settings: Settings | None = None) -> Iterator[SessionWatch]:
 class assert_clean:  # noqa: N801  # it reads as a word: with assert_clean(): ...
     """Demand that a block, or each call of a function, leaves no certain error behind.
 
-    A ``with``, ``async with`` or decorator (plain, async and generator functions). The block is a work of kind
-    ``test``: what it leaves open is told, what it does not commit is its own affair, and requests and jobs in
+    A ``with``, ``async with`` or decorator (plain and async functions). The block is a work of kind ``test``: what
+    it leaves open is told, what it does not commit is its own affair, and requests and jobs in
     it are judged as anywhere. Entering gives the watch. Raises SessionLeakError, an AssertionError with the
     findings as ``findings``, when the block ends; an exception of the block's own wins and gets a note.
     """
@@ -74,7 +75,9 @@ class assert_clean:  # noqa: N801  # it reads as a word: with assert_clean(): ..
         self.__exit__(kind, error, trace)
 
     def __call__(self, function: Function) -> Function:
-        """Demand it of each call."""
+        """Demand it of each call. Raises TypeError for a generator function, which is over at no certain time."""
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"@assert_clean() of the generator {function.__qualname__}; use it as a block inside.")
         name = getattr(function, "__qualname__", self._name)
         return decorated(function, functools.partial(assert_clean, self._settings, name=name))
 
