@@ -18,7 +18,7 @@ from session_watch import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = Path("tests/suites")
-SECONDS = 120
+SECONDS = 400
 PLUGINS = ("session_watch", "asyncio", "anyio", "sqla", "no:cacheprovider")
 NAMES = sorted((rule.name for rule in RULES), key=len, reverse=True)
 
@@ -396,3 +396,16 @@ def test_usage_errors(inner: Inner, source: str, arguments: tuple[str, ...], ini
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([message])
     assert "passed" not in result.stdout.str()
+
+
+@pytest.mark.slow
+def test_xdist_refuses_and_records(inner: Inner) -> None:
+    """In workers a wrong marker is an error of the collection; what they find goes into one baseline."""
+    source = "import pytest\n@pytest.mark.session_watch(allow=['left-opne'], reason='x')\n" + LEAK
+    result = inner(source, FAIL, "-n", "1")
+    result.stdout.fnmatch_lines(["*allow: 'left-opne' is not accepted. Did you mean 'left-open'?*"])
+    assert result.parseoutcomes() == {"errors": 1}
+    path = inner.pytester.path / "known.json"
+    result = inner(LEAK, FAIL, "-n", "2", f"--session-watch-baseline={path}", "--session-watch-update-baseline")
+    assert result.parseoutcomes() == {"passed": 1}
+    assert [known["where"] for known in json.loads(path.read_text())["known"]] == ["conftest:leaky"]
