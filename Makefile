@@ -14,7 +14,7 @@ NEIGHBOURS := .neighbours
 NEIGHBOURS_READY := $(NEIGHBOURS)/.ready-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test workers alerts page bench compat neighbours guides clean
+.PHONY: help demo test workers alerts page bench compat neighbours others guides clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ compat: $(READY) ## the tests against the oldest and newest versions of what we 
 # ddtrace brings a pytest plugin of its own, which has no business here.
 neighbours: $(NEIGHBOURS_READY) ## the tests beside OpenTelemetry's, Sentry's and Datadog's instrumentation
 	NEIGHBOURS=all $(NEIGHBOURS)/bin/pytest -p no:ddtrace tests/test_neighbours.py
+
+others: $(READY) ## SQLAlchemy's own suites with the pytest plugin and without
+	$(BIN)/python tests/others/run.py
 
 guides: $(READY) ## the guides, each as a program of its own
 	$(BIN)/pytest tests/test_guides.py

@@ -40,7 +40,8 @@ def is_autocommit(proxy: Any, dialect: Any) -> bool:
     if connection is None:  # it came back while it was looked at
         return False
     with contextlib.suppress(Exception):
-        return bool(dialect.detect_autocommit_setting(connection))
+        begun = getattr(proxy.driver_connection, "in_transaction", False)  # sqlite3's, by a BEGIN of one's own
+        return bool(dialect.detect_autocommit_setting(connection)) and begun is not True
     with contextlib.suppress(Exception):
         level = getattr(connection, "isolation_level", "")
         return getattr(connection, "autocommit", None) is True or level in (None, "autocommit", "AUTOCOMMIT")

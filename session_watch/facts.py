@@ -23,7 +23,10 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkFacts:
-    """The unit of work a session belongs to, as people name it. ``span``: the OpenTelemetry span it runs in."""
+    """The unit of work a session belongs to, as people name it.
+
+    ``span``: the OpenTelemetry span it runs in. ``test``: the test it is, or runs in.
+    """
 
     name: str
     kind: str
@@ -40,6 +43,7 @@ class WorkFacts:
     responded_at: float | None = None
     response_ended_at: float | None = None
     span: object = field(default=None, compare=False, repr=False)
+    test: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from asyncio import _get_running_loop as get_running_loop
 from collections import deque
@@ -461,7 +462,8 @@ def is_autocommit(connection: Any) -> bool | None:
     if detect is None:  # below SQLAlchemy 2.0.43 only the options tell
         return bool(connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT")
     try:
-        return bool(detect(connection.connection.dbapi_connection))
+        begun = getattr(connection.connection.driver_connection, "in_transaction", False)  # sqlite3, by a BEGIN
+        return bool(detect(connection.connection.dbapi_connection)) and begun is not True
     except NotImplementedError:
         return None
 
@@ -616,7 +618,8 @@ def silence() -> None:
     """Take every listener off again."""
     for target, name, listener in _wanted(statements=True):
         if event.contains(target, name, listener):
-            event.remove(target, name, listener)
+            with contextlib.suppress(ValueError):  # somebody has cleared all listeners of the class
+                event.remove(target, name, listener)
 
 
 def _wanted(statements: bool) -> tuple[tuple[Any, str, Callable[..., None]], ...]:

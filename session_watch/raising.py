@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Sequence
 
 from session_watch.books import Told
@@ -21,9 +22,23 @@ class SessionLeakWarning(UserWarning):
     """A finding, as a warning of the test suite."""
 
 
+# The fingerprints of what assert_clean() has raised last: a suite does not tell a test of it twice.
+DEMANDED: deque[str] = deque(maxlen=1000)
+
+
+def demand_none(errors: Sequence[Finding], error: BaseException | None) -> None:
+    """Raise these findings for somebody who asked whether there are any, as ``raise_leaks`` does."""
+    DEMANDED.extend(finding.fingerprint for finding in errors)
+    raise_leaks(errors, error)
+
+
 def raise_if_asked(told: Told, error: BaseException | None) -> None:
     """Raise what the watches with ``action="raise"`` told of certain errors, or note it on the work's own exception."""
-    errors = [finding for watch, finding in told if watch.raises and is_proved_error(finding)]
+    raise_leaks([finding for watch, finding in told if watch.raises and is_proved_error(finding)], error)
+
+
+def raise_leaks(errors: Sequence[Finding], error: BaseException | None) -> None:
+    """Raise these findings, if there are any, or note them on the exception that is on its way already."""
     if not errors:
         return
     leak = SessionLeakError(errors)

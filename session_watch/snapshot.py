@@ -96,10 +96,24 @@ def work_facts(ledger: Ledger, actor: Actor | None = None) -> WorkFacts:
         over=ledger.over,
         ended_at=ledger.ended_at,
         succeeded=succeeded(ledger),
-        started_by=ledger.started_by or (ledger.parent.name if ledger.parent is not None else None),
+        started_by=_started_by(ledger),
         responded_at=ledger.responded_at,
         response_ended_at=ledger.response_ended_at,
+        test=_test_of(ledger),
     )
+
+
+def _started_by(ledger: Ledger) -> str | None:
+    """The work around it. What encloses a test, its module or class, starts nothing."""
+    if ledger.started_by is not None or ledger.parent is None or ledger.kind == "test":
+        return ledger.started_by
+    return ledger.parent.name
+
+
+def _test_of(ledger: Ledger | None) -> str | None:
+    while ledger is not None and ledger.kind != "test":
+        ledger = ledger.parent
+    return None if ledger is None else ledger.label
 
 
 def succeeded(ledger: Ledger) -> bool:

@@ -29,7 +29,7 @@ from session_watch.jobs import Job
 from session_watch.ledger import Checkout, Done, Ledger
 from session_watch.live import Limits
 from session_watch.pools import PoolBook
-from session_watch.raising import SessionLeakError, is_proved_error
+from session_watch.raising import demand_none, is_proved_error
 from session_watch.request_ids import request_id_of
 from session_watch.rules import BLAME, RULES, rank
 from session_watch.settings import Ignore, Settings, switched_off
@@ -301,9 +301,11 @@ class SessionWatch:
 
     def assert_clean(self) -> None:
         """Raise SessionLeakError if there is a certain error among the findings."""
-        errors = [f for f in self.findings() if is_proved_error(f)]
-        if errors:
-            raise SessionLeakError(errors)
+        demand_none(self.errors(), None)
+
+    def errors(self) -> list[Finding]:
+        """The certain errors among the findings, oldest first."""
+        return [finding for finding in self.findings() if is_proved_error(finding)]
 
     def job(self, name: str) -> Job:
         """Watch a block, or a function, as a work of its own; attaches this watch."""
@@ -367,14 +369,15 @@ class SessionWatch:
         if finding.certain or not any(ignore.up_to is not None for ignore in self.settings.ignore):
             return False
         seconds = finding.held_seconds if finding.rule == "held-too-long" else finding.idle_seconds
-        return any(ignore.up_to is not None and (seconds or 0.0) < ignore.up_to for ignore in self._ignoring(finding))
+        return any(ignore.up_to is not None and (seconds or 0.0) < ignore.up_to for ignore in self.ignoring(finding))
 
     def _silenced(self, finding: Finding) -> str | None:
         if finding.rule in finding.expected:
             return "expected"
-        return "ignored" if any(ignore.up_to is None for ignore in self._ignoring(finding)) else None
+        return "ignored" if any(ignore.up_to is None for ignore in self.ignoring(finding)) else None
 
-    def _ignoring(self, finding: Finding) -> Iterator[Ignore]:
+    def ignoring(self, finding: Finding) -> Iterator[Ignore]:
+        """The settings' own exceptions that fit a finding."""
         sites = _sites(finding)
         for ignore in self.settings.ignore:
             if ignore.matches(

@@ -34,6 +34,9 @@ KUBERNETES = ("PORT", "SERVICE_")
 # The tests' own settings of the process must not become the examples'.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("SESSION_WATCH_")}
 
+FAILS = "fails"
+"""The word after ``pytest`` for a block whose tests are to fail."""
+
 # What the examples take from an application of their own.
 SURROUNDINGS = {
     "app/__init__.py": "",
@@ -163,17 +166,20 @@ def play(block: Block, home: Path) -> str:
         (home / name).write_text(text, encoding="utf-8")
     module = block.file.removesuffix(".py").replace("/", ".")
     command = ("play.py", module, *block.requests) if block.requests else (block.file,)
+    how = block.requests[0].split() if block.requests else [""]
+    if how[0] == "pytest":
+        command = ("-m", "pytest", "-p", "session_watch", "-p", "anyio", "--session-watch=fail", block.file)
     done = subprocess.run(
         [sys.executable, *command],
         cwd=home,
-        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=SECONDS,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return bare(done.stderr)
+    assert done.returncode == (FAILS in how), done.stdout + done.stderr
+    return bare(done.stdout + done.stderr if how[0] == "pytest" else done.stderr)
 
 
 def bare(text: str) -> str:
@@ -213,6 +219,13 @@ def _runs(arguments: list[str]) -> None:
         assert (ROOT / arguments[0]).is_file()
 
 
+def _tests(arguments: list[str]) -> None:
+    ours = [argument.partition("=")[0] for argument in arguments if argument.startswith("--session-watch")]
+    plugin = (ROOT / "session_watch/pytest_plugin.py").read_text(encoding="utf-8")
+    assert ours
+    assert all(f'"{option}"' in plugin for option in ours)
+
+
 def _sets(arguments: list[str]) -> None:
     environ = dict(argument.split("=", 1) for argument in arguments)
     if set(environ) == {exporting.VARIABLE}:
@@ -231,6 +244,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "python": _runs,
     "export": _sets,
     "gunicorn": _serves,
+    "pytest": _tests,
     "session-watch": lambda arguments: cli._parser().parse_args(arguments),
 }
 

@@ -81,7 +81,7 @@ class Report:
         """A finding about one session's transaction, with its lines, counts and connection. ``keys`` go before."""
         hold = min(facts.holds, key=lambda held: held.taken_at, default=None)
         own: dict[str, Any] = {
-            "sites": (facts.opened_site, facts.created_site),
+            "sites": self._cause(facts),
             "phase": facts.phase,
             "expected": facts.expected,
             "session_id": facts.session_id,
@@ -97,6 +97,12 @@ class Report:
             **connection_keys(hold, self.snapshot.at, facts.last_at),
         }
         return self.finding(text, **(own | keys))
+
+    def _cause(self, facts: TransactionFacts) -> tuple[Site | None, ...]:
+        """The lines that group findings: of a thousand tests that a fixture lends its session to, the fixture's."""
+        if self.snapshot.work.kind == "test" and facts.created_site is not None:
+            return (facts.created_site,)
+        return (facts.opened_site, facts.created_site)
 
     def about_checkout(self, text: str, facts: CheckoutFacts, **keys: Any) -> Finding:
         """A finding about a connection that was taken without a session. ``keys`` go before."""
