@@ -28,7 +28,7 @@ test: $(READY) ## ruff, mypy and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 workers: $(READY) ## totals over several workers, with ten thousand requests to each server
 	$(BIN)/pytest -m workers -s
