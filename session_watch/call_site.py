@@ -86,6 +86,9 @@ INSTALLED = (os.path.join("", "site-packages", ""), os.path.join("", "dist-packa
 LOOP_FILES = tuple(os.path.join("asyncio", name) for name in ("events.py", "base_events.py", "runners.py"))
 NEVER_YOURS = ("fastapi", "starlette", "sqlalchemy", "sqlmodel", "anyio")
 
+# What SQLAlchemy makes its decorators of, for one those of commit() and flush(): they stand next to its own code.
+GENERATED = "<string>"
+
 _kinds: dict[str, int] = {}
 _yours: set[str] = set()
 _helpers: set[str] = set()
@@ -166,10 +169,14 @@ def _walk(ways: Ways | None, depth: int) -> Mark | None:
         kind = _kinds.get(code.co_filename)
         if kind is None:
             kind = _classify(code.co_filename)
-        if kind == LIBRARY and not learned:  # unless it is of the endpoint's package: asked for when it matters
-            learned = True
-            learn_endpoint(running_scope())
-            kind = _classify(code.co_filename)
+        if kind == LIBRARY:
+            if code.co_filename == GENERATED and before is not None and _kinds[before.f_code.co_filename] == PASSAGE:
+                kind = PASSAGE
+            elif not learned:  # unless it is of the endpoint's package: asked for when it matters
+                learned = True
+                learn_endpoint(running_scope())
+                kind = _kinds.get(code.co_filename)
+                kind = _classify(code.co_filename) if kind is None else kind
         if kind:
             if kind == APPLICATION:
                 mark = (code, frame.f_lasti, False)
