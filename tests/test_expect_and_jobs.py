@@ -537,6 +537,10 @@ def test_decorated_functions_raise_what_they_raise() -> None:
         pytest.param({"up_to": 5}, "held-too-long", id="up_to for a rule without a threshold"),
         pytest.param({"rule": "held-too-long", "up_to": 0}, "above 0", id="up_to of nothing"),
         pytest.param({"rule": "held-too-long", "up_to": -1}, "above 0", id="up_to below nothing"),
+        pytest.param({"rule": "held-too-long", "up_to": "60"}, "above 0", id="up_to in text"),
+        pytest.param({"rule": "held-too-long", "up_to": True}, "above 0", id="a bool for seconds"),
+        pytest.param({"rule": "held-too-long", "up_to": float("inf")}, "above 0", id="up_to without an end"),
+        pytest.param({"reason": 5}, "text", id="a reason that is no text"),
     ],
 )
 def test_refused(given: dict[str, Any], message: str) -> None:
@@ -820,10 +824,10 @@ def _lose_leak_and_raise(engine: Engine) -> None:
     raise LookupError
 
 
-@pytest.mark.parametrize("name", ["", " ", None])
+@pytest.mark.parametrize("name", ["", " ", None, print])  # the last: a decorator without its brackets
 def test_job_without_a_name(name: Any) -> None:
     """A job has a name."""
-    with pytest.raises(ValueError, match=r"job\(name\) is"):
+    with pytest.raises(ValueError, match=r"job\(name\): "):
         SessionWatch(Settings(), registry=CollectorRegistry(), sinks=()).job(name)
 
 
