@@ -6,6 +6,7 @@ import inspect
 import itertools
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
-from session_watch import call_site, current, incidents, live
+from session_watch import call_site, current, incidents, live, pools
 from session_watch.books import BOOKS
 from session_watch.call_site import resolve
 from session_watch.callbacks import Callback
@@ -96,6 +97,8 @@ class SessionWatch:
         self.sinks: tuple[Sink, ...] = (LogSink(self.settings), SpanSink()) if sinks is None else tuple(sinks)
         self.tally = Tally(max_routes=self.settings.max_routes, max_pools=self.settings.max_pools)
         self.attached = self.released = self._start_told = False
+        # None stands for all that the process has.
+        self.engines: weakref.WeakSet[Any] | None = None
         self.last_sweep: float | None = None
         self.held: Mapping[tuple[str, str], int] = {}
         self._clock = clock
@@ -169,10 +172,18 @@ class SessionWatch:
         return self.settings.action == "raise"
 
     def attach(self, *engines: object) -> SessionWatch:
-        """Judge every work from now on. Engines need not be named: all of the process are covered."""
+        """Judge every work from now on: what it does with these engines, or with any if none is named.
+
+        To an attached watch with engines of its own these are added. What is counted for each route is of all
+        engines, and a session that is gone is told whatever its engine was. Raises TypeError for what is no engine.
+        """
+        chosen = [pools.engine_of(engine) for engine in engines]
         if self.attached or not self.enabled:
+            if self.engines is not None:
+                self.engines.update(chosen)
             return self
         self.attached, self.released = True, False
+        self.engines = weakref.WeakSet(chosen) if chosen else None
         call_site.trust(self.settings.app_packages, self.settings.helper_packages)
         if self.settings.evidence == "stack":
             incidents.hot_routes.add(incidents.EVERY_ROUTE)
@@ -229,7 +240,7 @@ class SessionWatch:
     def live(self) -> tuple[Held, ...]:
         """Who holds a connection now, oldest first, one entry per checkout."""
         now = current.clock()
-        out = sorted((c for c in live.out_now() if is_out(c)), key=lambda c: c.taken_at)
+        out = sorted((c for c in live.out_now() if is_out(c) and c.pool.is_of(self.engines)), key=lambda c: c.taken_at)
         active = live.look_at_activity(out, now, 0.0)
         return tuple(self._held(checkout, now, active) for checkout in out)
 
@@ -293,12 +304,26 @@ class SessionWatch:
 
     def _admit(self, finding: Finding, snapshot: Snapshot) -> bool:
         """Whether to tell it: not twice, not what a finding of the same cause covers, not what is expected."""
-        if self._may_last(finding) or not self._blame(finding, snapshot.number):
+        if not self._covers(finding) or self._may_last(finding) or not self._blame(finding, snapshot.number):
             return False
         reason = self._silenced(finding)
         if reason is not None:
             self.tally.add_suppressed(finding.rule, reason)
         return reason is None
+
+    def _covers(self, finding: Finding) -> bool:
+        """Whether it is about an engine that is watched, or about none that is known."""
+        if self.engines is None:
+            return True
+        if finding.pool is not None:
+            return finding.pool in {book.name for book in tuple(pools.POOLS.values()) if book.is_of(self.engines)}
+        subject: Any = finding.subject
+        taken = getattr(getattr(subject, "transaction", subject), "checkouts", ())
+        if taken:
+            return any(checkout.pool.is_of(self.engines) for checkout in taken)
+        bound = getattr(subject, "engine", None) or (None if subject is None else pools.bind_of(subject()))
+        engine = None if bound is None else bound()
+        return engine is None or any(each.pool is engine.pool for each in self.engines)
 
     def _blame(self, finding: Finding, work: int) -> bool:
         subject: Any = finding.subject
@@ -425,12 +450,15 @@ class SessionWatch:
 
     def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:
         """Add a pool's waits and holds, in seconds."""
-        with self._lock:
-            self.tally.add_pool(book.name, waits, uses)
+        if book.is_of(self.engines):
+            with self._lock:
+                self.tally.add_pool(book.name, waits, uses)
 
     def count_event(self, kind: str, value: Any) -> None:
         """Count a time-out or an invalidation."""
         book, detail = value
+        if book is not None and not book.is_of(self.engines):
+            return
         with self._lock:
             if kind == "timed out":
                 self.tally.add_timeout(book.name if book is not None else "", detail.route_label())
