@@ -108,6 +108,8 @@ class SessionWatch:
         self._recent: deque[Finding] = deque(maxlen=self.settings.recent)
         self._causes: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._episodes: dict[object, list[Finding]] = {}
+        # What of these is being told now, with the ends that have come meanwhile: how, when, and of which rules.
+        self._untold: dict[object, list[tuple[str, float, Collection[str]]]] = {}
         self._hot: dict[str, float] = {}
         self._callback = Callback(on_finding) if on_finding is not None else None
         self._exporter: Exporter = exporting.chosen(self)
@@ -288,12 +290,24 @@ class SessionWatch:
         """Find what is wrong in a snapshot and tell what is new."""
         found = [f for rule in RULES if rule.name in self._active for f in self._check(rule.check, snapshot, rule.name)]
         with self._lock:
-            told = [self._remember(f) for f in sorted(found, key=lambda f: rank(f.rule)) if self._admit(f, snapshot)]
+            new = [f for f in sorted(found, key=lambda f: rank(f.rule)) if self._admit(f, snapshot)]
+            told = [self._remember(finding) for finding in new]
+            self._untold.update((f.episode, []) for f in new if f.episode is not None)
         if told:
-            with as_current(snapshot.work.span):
-                for finding in told:
-                    self._tell(finding)
+            try:
+                with as_current(snapshot.work.span):
+                    for finding in told:
+                        self._tell(finding)
+            finally:
+                self._tell_ended(new)
         return tuple(told)
+
+    def _tell_ended(self, told: Iterable[Finding]) -> None:
+        """Tell what has ended while its finding was being told: nobody hears of the end first."""
+        with self._lock:
+            ended = [(f.episode, each) for f in told for each in self._untold.pop(f.episode, ())]
+        for episode, (how, at, rules) in ended:
+            self.ended(episode, how, at, rules)
 
     def _check(self, check: Callable[..., Iterable[Finding]], snapshot: Snapshot, name: str) -> list[Finding]:
         try:
@@ -414,6 +428,9 @@ class SessionWatch:
     def ended(self, episode: object, how: str, at: float, rules: Collection[str] = ()) -> None:
         """Tell that what some findings (of these rules; default all) were about has ended, and how."""
         with self._lock:
+            if episode in self._untold:
+                self._untold[episode].append((how, at, rules))
+                return
             several = self._episodes.pop(episode, [])
             findings = [finding for finding in several if not rules or finding.rule in rules]
             if len(findings) < len(several):
@@ -494,6 +511,7 @@ class SessionWatch:
     def forked(self) -> None:
         """Begin anew in a child process: locks do not survive a fork."""
         self._lock = threading.RLock()
+        self._untold.clear()
         self._exporter.forked()
         self._to_sinks("forked")
         if self._callback is not None:

@@ -33,7 +33,7 @@ from session_watch import (
 )
 from session_watch import watch as watch_module
 from session_watch.books import BOOKS
-from session_watch.findings import Severity
+from session_watch.findings import Resolved, Severity
 from session_watch.inbox import INBOX
 from session_watch.listeners import account_of
 from tests.asgi import answered, call, http
@@ -704,6 +704,35 @@ def test_findings_do_not_wait_for_ever(engine: Engine, monkeypatch: pytest.Monke
         assert (told(watch), go_on.is_set()) == ([LOST], False)
         go_on.set()
         holder.join()
+
+
+class Slow:
+    """A sink for which what it is told of has ended before it is done."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.watch: SessionWatch
+
+    def __call__(self, finding: Finding) -> None:
+        """Close what was left open, and wait until the watch knows."""
+        KEPT.pop().close()
+        self.watch.findings()
+        self.heard.append(finding.rule)
+
+    def resolved(self, resolved: Resolved) -> None:
+        """Take it down."""
+        self.heard.append(f"{resolved.rule} {resolved.how}")
+
+
+def test_end_is_told_after_the_finding(engine: Engine) -> None:
+    """A leak may be collected while it is being told; nobody is to hear of its end first."""
+    sink = Slow()
+    with SessionWatch(Settings(), registry=CollectorRegistry(), sinks=(sink,)) as sink.watch:
+        with sink.watch.job("play"):
+            leak(engine)
+        sink.watch.findings()
+        assert sink.heard == [LEFT, f"{LEFT} returned"]
+        assert sink.watch.open_findings() == ()
 
 
 def test_findings_asked_for_by_a_sink(engine: Engine) -> None:
