@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from session_watch import incidents
 from session_watch.rule_names import check_rule
-from session_watch.settings import LIVE_RULES
+from session_watch.settings import check_text, check_up_to
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -34,17 +34,14 @@ class expect:  # noqa: N801  # it reads as a word: with expect("left-open", reas
 
     A ``with``, ``async with`` or decorator (plain, async and generator functions; the signature stays).
     ``up_to`` in seconds raises the threshold of a live rule instead. ``reason`` is required.
-    Raises ValueError for an unknown rule, an empty reason, or ``up_to`` on a rule without a threshold.
+    Raises ValueError for an unknown rule, an empty reason, ``up_to`` that is no time, or on a rule without a threshold.
     """
 
     def __init__(self, rule: str, *, up_to: float | None = None, reason: str) -> None:
         check_rule(rule, field="expect(rule)")
-        if not str(reason or "").strip():
-            raise ValueError(f"expect(reason) is {reason!r}; a sentence that says why {rule} is expected is accepted.")
-        if up_to is not None and (rule not in LIVE_RULES or not up_to > 0):
-            raise ValueError(
-                f"expect(up_to) is {up_to!r} for {rule}; accepted: seconds above 0 for {', '.join(sorted(LIVE_RULES))}."
-            )
+        check_text("expect(reason)", reason)
+        if up_to is not None:
+            check_up_to("expect(up_to)", up_to, frozenset({rule}))
         self._expectation = Expectation(rule, up_to, reason)
         incidents.expectations = EXPECTED.get
 

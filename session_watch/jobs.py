@@ -14,6 +14,7 @@ from session_watch.current import CURRENT, open_ledger
 from session_watch.expecting import decorated
 from session_watch.ledger import Ledger
 from session_watch.raising import raise_if_asked
+from session_watch.settings import check_text
 from session_watch.tracing import note_span
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ class Job:
     """A block or a function as a work of kind ``job``: ``with``, ``async with``, or a decorator."""
 
     def __init__(self, name: str, watch: SessionWatch) -> None:
-        if not str(name or "").strip():
-            raise ValueError(f"job(name) is {name!r}; a name that is not empty is accepted.")
-        self._name = name
+        self._name = check_text("job(name)", name)
         self._watch = watch
         self._entered: dict[Ledger, Token[Ledger]] = {}
 

@@ -346,6 +346,8 @@ class Transaction(weakref.ref["Session"]):
     closed_mark: Mark | None = None
     error: tuple[str, Mark | None] | None = None
     late = False
+    # The engine the session was given, noted when it ended badly: it is judged when the session may be gone.
+    engine: weakref.ref[Any] | None = None
     temporary: frozenset[str] = frozenset()
     expected: tuple[Any, ...] = ()
     blamed: dict[tuple[int, int, str], int] | None = None

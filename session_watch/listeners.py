@@ -40,6 +40,7 @@ from session_watch.ledger import (
     Transaction,
     new_account,
 )
+from session_watch.pools import bind_of
 from session_watch.statements import (
     CONTROL,
     READ,
@@ -220,6 +221,7 @@ def _end(opened: Transaction, account: Account) -> None:
     if suspicious:
         opened.excused = account.left_by_exception
         opened.unflushed = None
+        opened.engine = bind_of(opened())
         ledger.suspect(opened)
     ledger.open.discard(opened)
     if (ledger.over or not ledger.is_request) and _is_told_at_once(ledger):

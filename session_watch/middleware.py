@@ -128,7 +128,7 @@ class SessionWatchMiddleware:
                 "version": __version__,
                 "mode": _mode(self.watch),
                 "outermost": self._is_outermost(scope.get("app")),
-                "pools": sorted(state.name for state in pools.states()),
+                "pools": sorted(state.name for state in pools.states(self.watch.engines)),
                 "rules_off": sorted(self.watch.settings.rules_off),
                 "rules_blind": [] if self.watch.statements else ["uncommitted", "failed-transaction"],
                 "metrics_path": self.metrics_path or "",

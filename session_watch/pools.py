@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from session_watch.call_site import Mark
@@ -46,6 +48,13 @@ class PoolBook:
         POOLS.pop(self.key, None)
         GONE.append(self)
 
+    def is_of(self, engines: Collection[Engine] | None) -> bool:
+        """Whether it is, or was until ``dispose()``, the pool of one of these engines; None stands for all."""
+        if engines is None:
+            return True
+        pool, engine = self.pool(), self.engine() if self.engine is not None else None
+        return any(each is engine or each.pool is pool for each in engines)
+
     @property
     def current(self) -> bool:
         """Whether the pool still is its engine's own: ``dispose()`` puts a new one in its place."""
@@ -77,6 +86,23 @@ def book_of(pool: Pool) -> PoolBook:
 def _open(pool: Pool) -> PoolBook:
     book = POOLS[id(pool)] = PoolBook(pool, _engine_connecting(pool))
     return book
+
+
+def engine_of(given: object) -> Engine:
+    """The engine itself; of an asynchronous one the engine within. Raises TypeError for anything else."""
+    engine = getattr(given, "sync_engine", given)
+    if not isinstance(engine, Engine):
+        # Not repr(): a URL has a password.
+        raise TypeError(
+            f"attach() was given a {type(given).__name__}; accepted: Engine, AsyncEngine, or nothing for all engines."
+        )
+    return engine
+
+
+def bind_of(session: object) -> weakref.ref[Engine] | None:
+    """The engine that the session was given; None if it finds one for each statement, or is gone."""
+    engine = getattr(getattr(session, "bind", None), "engine", None)
+    return weakref.ref(engine) if isinstance(engine, Engine) else None
 
 
 @dataclass
@@ -185,9 +211,9 @@ class PoolState:
     waiting: int
 
 
-def states() -> tuple[PoolState, ...]:
-    """Every pool that is in use, read from the pools themselves where they keep an account."""
-    books = [book for book in tuple(POOLS.values()) if book.current]
+def states(engines: Collection[Engine] | None = None) -> tuple[PoolState, ...]:
+    """Every pool of these engines (default: of all) that is in use, read from itself where it keeps an account."""
+    books = [book for book in tuple(POOLS.values()) if book.current and book.is_of(engines)]
     return tuple(state_of(book) for book in sorted(books, key=lambda book: book.name))
 
 
@@ -204,4 +230,15 @@ def start_new_peaks() -> None:
         book.peak = len(book.out)
 
 
-__all__ = ["GONE", "POOLS", "PoolBook", "PoolState", "book_of", "start_new_peaks", "state_of", "states"]
+__all__ = [
+    "GONE",
+    "POOLS",
+    "PoolBook",
+    "PoolState",
+    "bind_of",
+    "book_of",
+    "engine_of",
+    "start_new_peaks",
+    "state_of",
+    "states",
+]

@@ -139,7 +139,8 @@ def _string(name: str, value: object) -> str:
     return value
 
 
-def _text(name: str, value: object) -> str:
+def check_text(name: str, value: object) -> str:
+    """``value`` if it is text that is not empty; ``name`` is what the message calls it. Raises SettingsError."""
     if not isinstance(value, str) or not value.strip():
         raise _refused(name, value, "text that is not empty")
     return value
@@ -160,7 +161,7 @@ def _opt_in_rule(name: str, value: object) -> str:
 
 
 def _path_glob(name: str, value: object) -> str:
-    glob = _text(name, value)
+    glob = check_text(name, value)
     if not glob.startswith(("/", "*", "?")):
         among = (f"/{glob}",)
         raise _refused(name, glob, "a path that starts with '/', with * and ? as wild cards", among=among)
@@ -168,7 +169,7 @@ def _path_glob(name: str, value: object) -> str:
 
 
 def _package(name: str, value: object) -> str:
-    package = _text(name, value)
+    package = check_text(name, value)
     if not all(part.isidentifier() for part in package.split(".")):
         among = (package.replace("-", "_"),) if "-" in package else ()
         raise _refused(name, package, "a package as it is imported, such as 'shop' or 'shop.db'", among=among)
@@ -176,7 +177,7 @@ def _package(name: str, value: object) -> str:
 
 
 def _header(name: str, value: object) -> str:
-    header = _text(name, value)
+    header = check_text(name, value)
     if re.fullmatch(r"[0-9A-Za-z!#$%&'*+.^_`|~-]+", header) is None:
         raise _refused(name, header, "the name of an HTTP header, such as 'x-request-id'")
     return header.lower()  # ASGI tells header names in lower case
@@ -272,13 +273,13 @@ class Ignore:
     def __post_init__(self) -> None:
         rules = _rules_named("Ignore.rule", self.rule)
         _string("Ignore.route", self.route)
-        _text("Ignore.site", self.site)
-        _text("Ignore.reason", self.reason)
+        check_text("Ignore.site", self.site)
+        check_text("Ignore.reason", self.reason)
         _check_method("Ignore.method", self.method)
         if self.fingerprint is not None:
             object.__setattr__(self, "fingerprint", _fingerprint("Ignore.fingerprint", self.fingerprint))
         if self.up_to is not None:
-            _check_up_to("Ignore.up_to", self.up_to, rules)
+            check_up_to("Ignore.up_to", self.up_to, rules)
 
     def matches(
         self, *, rule: str, fingerprint: str, method: str, route: str, sites: Iterable[tuple[str, str]]
@@ -323,7 +324,8 @@ def _fingerprint(name: str, value: object) -> str:
     return value.lower()
 
 
-def _check_up_to(name: str, value: object, rules: frozenset[str]) -> None:
+def check_up_to(name: str, value: object, rules: frozenset[str]) -> None:
+    """Raise SettingsError unless ``value`` is seconds, and each of ``rules`` has a threshold to raise."""
     seconds = _seconds(name, value)
     if not rules <= LIVE_RULES:
         others = ", ".join(sorted(rules - LIVE_RULES))
@@ -545,6 +547,16 @@ def log_format(environ: Mapping[str, str] | None = None) -> LogFormat | None:
     Raises SettingsError (a ValueError) if it is neither "json" nor "console".
     """
     return cast("LogFormat | None", _read_variable("log", _choice("json", "console"), environ))
+
+
+def check_environment() -> None:
+    """Look at every variable of the process, so that a wrong one is told before anything depends on it.
+
+    With SESSION_WATCH_ENABLED=0 no other is looked at. Raises SettingsError (a ValueError) for a wrong value;
+    warns with SessionWatchConfigWarning of a SESSION_WATCH_* variable that means nothing.
+    """
+    if Settings.from_env().enabled:
+        log_format()
 
 
 def _read_variable(name: str, kind: _Kind, environ: Mapping[str, str] | None) -> object:

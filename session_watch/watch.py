@@ -7,6 +7,7 @@ import inspect
 import itertools
 import threading
 import time
+import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
-from session_watch import call_site, current, incidents, live
+from session_watch import call_site, current, incidents, live, pools
 from session_watch.books import BOOKS
 from session_watch.call_site import resolve
 from session_watch.callbacks import Callback
@@ -99,6 +100,8 @@ class SessionWatch:
         self._logs = sinks is None
         self._take(Settings.from_env() if settings is None else settings)
         self.attached = self.released = self._start_told = False
+        # None stands for all that the process has.
+        self.engines: weakref.WeakSet[Any] | None = None
         self.last_sweep: float | None = None
         self.held: Mapping[tuple[str, str], int] = {}
         self._clock = clock
@@ -110,6 +113,8 @@ class SessionWatch:
         self.state = State(self)
         self._state_file: StateFile | None = None
         self._episodes: dict[object, list[Finding]] = {}
+        # What of these is being told now, with the ends that have come meanwhile: how, when, and of which rules.
+        self._untold: dict[object, list[tuple[str, float, Collection[str]]]] = {}
         self._hot: dict[str, float] = {}
         self._callback = Callback(on_finding) if on_finding is not None else None
         self._exporter: Exporter = exporting.chosen(self)
@@ -191,10 +196,18 @@ class SessionWatch:
         return self.settings.action == "raise"
 
     def attach(self, *engines: object) -> SessionWatch:
-        """Judge every work from now on. Engines need not be named: all of the process are covered."""
+        """Judge every work from now on: what it does with these engines, or with any if none is named.
+
+        To an attached watch with engines of its own these are added. What is counted for each route is of all
+        engines, and a session that is gone is told whatever its engine was. Raises TypeError for what is no engine.
+        """
+        chosen = [pools.engine_of(engine) for engine in engines]
         if self.attached or not self.enabled:
+            if self.engines is not None:
+                self.engines.update(chosen)
             return self
         self.attached, self.released = True, False
+        self.engines = weakref.WeakSet(chosen) if chosen else None
         call_site.trust(self.settings.app_packages, self.settings.helper_packages)
         if self.settings.evidence == "stack":
             incidents.hot_routes.add(incidents.EVERY_ROUTE)
@@ -258,7 +271,7 @@ class SessionWatch:
 
     def held_at(self, now: float) -> list[dict[str, Any]]:
         """The same as the fields of ``Held``, with ages as of ``now`` (seconds of the clock)."""
-        out = sorted((c for c in live.out_now() if is_out(c)), key=lambda c: c.taken_at)
+        out = sorted((c for c in live.out_now() if is_out(c) and c.pool.is_of(self.engines)), key=lambda c: c.taken_at)
         active = live.look_at_activity(out, now, 0.0)
         crowd = Crowd()
         statement = functools.lru_cache(self.statement)  # most holders have executed the same few
@@ -317,12 +330,24 @@ class SessionWatch:
         """Find what is wrong in a snapshot and tell what is new."""
         found = [f for rule in RULES if rule.name in self._active for f in self._check(rule.check, snapshot, rule.name)]
         with self._lock:
-            told = [self._remember(f) for f in sorted(found, key=lambda f: rank(f.rule)) if self._admit(f, snapshot)]
+            new = [f for f in sorted(found, key=lambda f: rank(f.rule)) if self._admit(f, snapshot)]
+            told = [self._remember(finding) for finding in new]
+            self._untold.update((f.episode, []) for f in new if f.episode is not None)
         if told:
-            with as_current(snapshot.work.span):
-                for finding in told:
-                    self._tell(finding)
+            try:
+                with as_current(snapshot.work.span):
+                    for finding in told:
+                        self._tell(finding)
+            finally:
+                self._tell_ended(new)
         return tuple(told)
+
+    def _tell_ended(self, told: Iterable[Finding]) -> None:
+        """Tell what has ended while its finding was being told: nobody hears of the end first."""
+        with self._lock:
+            ended = [(f.episode, each) for f in told for each in self._untold.pop(f.episode, ())]
+        for episode, (how, at, rules) in ended:
+            self.ended(episode, how, at, rules)
 
     def _check(self, check: Callable[..., Iterable[Finding]], snapshot: Snapshot, name: str) -> list[Finding]:
         try:
@@ -333,12 +358,26 @@ class SessionWatch:
 
     def _admit(self, finding: Finding, snapshot: Snapshot) -> bool:
         """Whether to tell it: not twice, not what a finding of the same cause covers, not what is expected."""
-        if self._may_last(finding) or not self._blame(finding, snapshot.number):
+        if not self._covers(finding) or self._may_last(finding) or not self._blame(finding, snapshot.number):
             return False
         reason = self._silenced(finding)
         if reason is not None:
             self.tally.add_suppressed(finding.rule, reason)
         return reason is None
+
+    def _covers(self, finding: Finding) -> bool:
+        """Whether it is about an engine that is watched, or about none that is known."""
+        if self.engines is None:
+            return True
+        if finding.pool is not None:
+            return finding.pool in {book.name for book in tuple(pools.POOLS.values()) if book.is_of(self.engines)}
+        subject: Any = finding.subject
+        taken = getattr(getattr(subject, "transaction", subject), "checkouts", ())
+        if taken:
+            return any(checkout.pool.is_of(self.engines) for checkout in taken)
+        bound = getattr(subject, "engine", None) or (None if subject is None else pools.bind_of(subject()))
+        engine = None if bound is None else bound()
+        return engine is None or any(each.pool is engine.pool for each in self.engines)
 
     def _blame(self, finding: Finding, work: int) -> bool:
         subject: Any = finding.subject
@@ -433,6 +472,9 @@ class SessionWatch:
     def ended(self, episode: object, how: str, at: float, rules: Collection[str] = ()) -> None:
         """Tell that what some findings (of these rules; default all) were about has ended, and how."""
         with self._lock:
+            if episode in self._untold:
+                self._untold[episode].append((how, at, rules))
+                return
             several = self._episodes.pop(episode, [])
             findings = [finding for finding in several if not rules or finding.rule in rules]
             self.told += bool(findings)
@@ -470,12 +512,15 @@ class SessionWatch:
 
     def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:
         """Add a pool's waits and holds, in seconds."""
-        with self._lock:
-            self.tally.add_pool(book.name, waits, uses)
+        if book.is_of(self.engines):
+            with self._lock:
+                self.tally.add_pool(book.name, waits, uses)
 
     def count_event(self, kind: str, value: Any) -> None:
         """Count a time-out or an invalidation."""
         book, detail = value
+        if book is not None and not book.is_of(self.engines):
+            return
         with self._lock:
             if kind == "timed out":
                 self.tally.add_timeout(book.name if book is not None else "", detail.route_label())
@@ -527,6 +572,7 @@ class SessionWatch:
         """Begin anew in a child process: another thread of the parent may have held a lock, and is not here."""
         self._lock = threading.RLock()
         self._episodes.clear()  # the parent tells how they end
+        self._untold.clear()
         self._exporter.forked()
         self._to_sinks("forked")
         if self._callback is not None:

@@ -998,6 +998,55 @@ def test_nothing_is_left_after_detach(engine: Engine) -> None:
     assert what_is_left() == []
 
 
+def _left_open(engine: Engine, kept: list[object]) -> None:
+    kept.append(session := Session(engine))
+    session.execute(text("SELECT 1"))
+
+
+def _connection_left_open(engine: Engine, kept: list[object]) -> None:
+    kept.append(engine.connect())
+
+
+def _uncommitted(engine: Engine, _kept: list[object]) -> None:
+    with Session(engine) as session:
+        session.add(OtherItem())
+        session.flush()
+
+
+def _unflushed(engine: Engine, _kept: list[object]) -> None:
+    with Session(engine) as session:
+        session.add(OtherItem())
+
+
+@pytest.mark.parametrize("fault", [_left_open, _connection_left_open, _uncommitted, _unflushed])
+def test_attached_to_some_engines(other_engine: Engine, fault: Callable[[Engine, list[object]], None]) -> None:
+    """A watch that is given engines tells of these, holds and pools included; to attach again adds to them."""
+    quiet = create_engine("sqlite://", pool_logging_name="quiet")
+    kept: list[Any] = []
+    some = SessionWatch(Settings(), registry=CollectorRegistry(), sinks=()).attach(quiet)
+    with watching() as every, some:
+        every.attach(quiet)  # it has all of them already
+        for told in (0, 1):
+            with every.job("play"):
+                fault(other_engine, kept)
+            assert len(some.findings()) == told
+            assert bool(some.live()) is bool(kept and told)
+            pools = {s.labels["pool"] for m in some.registry.collect() for s in m.samples if "pool" in s.labels}
+            assert pools <= ({"other"} if told else set())
+            some.attach(create_async_engine("sqlite+aiosqlite://"), other_engine)
+        assert len(every.findings()) == 2
+        for left in kept:
+            left.close()
+
+
+@pytest.mark.parametrize("given", ["sqlite://u:secret@host", Session])
+def test_attached_to_what_is_no_engine(given: object) -> None:
+    """It is refused by its type: the value may have a password."""
+    with pytest.raises(TypeError, match="accepted: Engine, AsyncEngine, or nothing") as refused:
+        SessionWatch(Settings(), registry=CollectorRegistry(), sinks=()).attach(given)
+    assert "secret" not in str(refused.value)
+
+
 def test_detach_of_one_of_two(engine: Engine) -> None:
     """As long as one watch is attached, everything stays."""
     with watching() as one:

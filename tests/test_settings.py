@@ -8,6 +8,8 @@ import itertools
 import json
 import pickle
 import re
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -388,6 +390,28 @@ def test_a_wrong_variable_is_refused(name: str, text: str, said: str) -> None:
         from_env({name: text})
     assert str(refused.value).startswith(f"SESSION_WATCH_{name}")
     assert "Accepted: " in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        pytest.param({"RECENT": "many"}, "SettingsError: SESSION_WATCH_RECENT: 'many'", id="a field"),
+        pytest.param({"LOG": "xml"}, "SettingsError: SESSION_WATCH_LOG: 'xml'", id="no field"),
+        pytest.param({"RECNT": "5"}, "did you mean SESSION_WATCH_RECENT?", id="a misspelt name"),
+        pytest.param({"RECENT": "5", "LOG": "json"}, "", id="nothing wrong"),
+        pytest.param({"RECENT": "many", "LOG": "xml", "ENABLED": "0"}, "", id="switched off"),
+    ],
+)
+def test_the_process_environment_is_looked_at_when_the_package_is_imported(
+    variables: dict[str, str], said: str
+) -> None:
+    """A server would otherwise start, and answer each request with an error."""
+    environment = {f"SESSION_WATCH_{name}": text for name, text in variables.items()}
+    told = subprocess.run(
+        [sys.executable, "-c", "import session_watch"], env=environment, capture_output=True, text=True, check=False
+    ).stderr
+    assert said in told
+    assert bool(told) is bool(said)
 
 
 def test_a_rule_off_by_environment_and_on_in_code_names_both_places() -> None:

@@ -360,7 +360,7 @@ def _seconds(watch: SessionWatch) -> Samples:
 
 def _pool_states(watch: SessionWatch) -> dict[str, list[pools.PoolState]]:
     by_label: dict[str, list[pools.PoolState]] = {}
-    for state in pools.states():
+    for state in pools.states(watch.engines):
         by_label.setdefault(watch.tally.pools.shown(state.name), []).append(state)
     return by_label
 
