@@ -241,9 +241,12 @@ class Books:
         remaining: list[Transaction] = []
         later: list[Transaction] = []
         for opened in tuple(ledger.open):
-            opened.unflushed = None
             self._keep(opened)
-            (later if _closes_elsewhere(opened, ledger) else remaining).append(opened)
+            if _closes_elsewhere(opened, ledger):
+                later.append(opened)  # and the collector may come before
+            else:
+                opened.unflushed = None
+                remaining.append(opened)
         raw = [c for c in tuple(ledger.held) if c.transaction is None and c.raw and is_out(c)]
         for checkout in raw:
             self._keep(checkout)
@@ -470,6 +473,7 @@ class Books:
             self.drain()
             due, self.due = [d for d in self.due if d[0] <= at], [d for d in self.due if d[0] > at]
             for _, ledger, opened in due:
+                opened.unflushed = None
                 self.judge(freeze(ledger, max(at, current.clock()), transactions=[opened]))
             for ledger in tuple(open_ledgers):
                 if ledger.kind == "detached":

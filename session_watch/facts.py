@@ -112,6 +112,7 @@ class TransactionFacts:
     reopened: bool = False
     closing: bool = False
     excused: bool = False
+    autocommit: bool = False
     pending: Mapping[str, int] = field(default_factory=dict)
     failure: Failure | None = None
     phase: str | None = None

@@ -127,25 +127,30 @@ def mark_late(account: Account | None, opened: Transaction) -> None:
         account.failed_late = failure
 
 
-def used_elsewhere(opened: Transaction, statement: str) -> None:
+def used_elsewhere(opened: Transaction, statement: str | None) -> None:
     """A transaction may be used in a context other than the one it began in, or after its work was over."""
     here = current_work()
     if opened.seen is here and not opened.ledger.over:
         return
     request = None if here.over else here if here.is_request else here.request
     account = opened.account
-    if request is not None and account.carried is not None and account.carried is not request:
-        shared(account, request, opened)
+    if request is not None:
+        if account.carried is None:
+            account.carried_mark = caller(None, 3)
+        elif account.carried is not request:
+            shared(account, request, opened)
         account.carried = request
         account.carried_at = current.clock()
-    elif request is None and _begun_by_request(opened):
+        opened.seen = here  # so that its way back is seen too
+    elif _begun_by_request(opened):
         late(account, opened, opened.ledger, detached(here) if here.over else here, statement)
 
 
 def _begun_by_request(opened: Transaction) -> bool:
-    """Begun by the own task of a request that is over, and not lent to it by a middleware further out."""
-    ledger = opened.ledger
-    return ledger.over and ledger.is_request and opened.actor is None and opened.account.made_task is None
+    """Begun by the own task of a request that is over; not where a middleware further out uses what it lent."""
+    ledger, made_task = opened.ledger, opened.account.made_task
+    lent = made_task is not None and made_task() is running_task()
+    return ledger.over and ledger.is_request and opened.actor is None and not lent
 
 
 def shared(account: Account, request: Ledger, opened: Transaction) -> None:
@@ -176,6 +181,7 @@ def late(account: Account, opened: Transaction, origin: Ledger, user: Ledger, st
     if opened.late:
         return
     opened.late = True
+    account.used_late = opened
     since = current.clock() - (origin.ended_at or current.clock())
     incident = Incident("late", account=account, mark=caller(None, 3), age=since, statement=statement, user=user.name)
     incident.expected = expected_now() + opened.expected

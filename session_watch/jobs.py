@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from session_watch.books import BOOKS
-from session_watch.current import CURRENT, open_ledger
+from session_watch.current import CURRENT, open_ledger, working
 from session_watch.expecting import decorated
 from session_watch.ledger import Ledger
 from session_watch.raising import raise_if_asked
@@ -39,10 +39,8 @@ class Job:
             BOOKS.start_teller()
         ledger = Ledger("job")
         ledger.label = self._name
-        enclosing = CURRENT.get()
-        while enclosing.over and enclosing.parent is not None:
-            enclosing = enclosing.parent
-        if not enclosing.endless and not enclosing.over:
+        enclosing = working()
+        if not enclosing.endless:
             ledger.parent = enclosing
             ledger.request = enclosing if enclosing.is_request else enclosing.request
         open_ledger(ledger)

@@ -244,6 +244,8 @@ class Account(weakref.ref["Session"]):
     closing: bool
     left_by_exception: bool
     made_by: Actor | None
+    # The last transaction that was used after its request was over.
+    used_late: Transaction | None = None
     # What failed after the response, until a later commit makes it good.
     failed_late: Failed | None
     made_task: weakref.ref[Task[Any]] | None = None

@@ -85,7 +85,7 @@ def known_account(session: Any) -> Account | None:
     return None if account is None or account() is not session else account
 
 
-def on_transaction_create(session: Any, transaction: Any) -> None:
+def on_transaction_create(session: Any, transaction: Any) -> None:  # noqa: PLR0915  # calls cost
     """A root transaction began (a savepoint or a flush only marks where it stands)."""
     try:
         origin = transaction.origin
@@ -110,9 +110,11 @@ def on_transaction_create(session: Any, transaction: Any) -> None:
         opened.last_at = opened.last_mark = opened.last_statement = opened.outcome = opened.ended_at = None
         opened.failure = opened.pending = opened.unflushed = opened.savepoints = opened.actor = opened.inside = None
         opened.committed = opened.rolled_back = opened.connected = opened.last_was_write = False
-        if ledger.over or account.made_in is not ledger:
-            ledger = _owner(account, ledger, opened)
+        # The request that it is used in, whoever owns it.
         request = ledger if ledger.is_request else ledger.request
+        if ledger.over or account.made_in is not ledger:
+            request = None if ledger.over else request
+            ledger = _owner(account, ledger, opened)
         if request is not None:
             if account.carried is not None and account.carried is not request:
                 shared(account, request, opened)
@@ -195,9 +197,9 @@ def _savepoint_ended(session: Session) -> None:
     """What failed within a savepoint is over with it, unless it was used on before that."""
     account = known_account(session)
     opened = None if account is None else account.transaction
-    if opened is not None and opened.savepoints:
+    if account is not None and opened is not None and opened.savepoints:
         _, failure = opened.savepoints.pop()
-        if opened.failure is not None and not opened.failure.used_again:
+        if opened.failure is not None and not opened.failure.used_again and not account.closing:
             opened.failure = failure
 
 
@@ -210,9 +212,9 @@ def _end(opened: Transaction, account: Account) -> None:
         outcome = "rolled_back"
         if account.closing:
             opened.by_close = True
-    elif opened.writes:
+    elif opened.writes and opened.autocommit is not True:  # else each statement has committed itself
         outcome = "closed_uncommitted"
-        suspicious = suspicious or not (opened.external or opened.autocommit is True)
+        suspicious = suspicious or not opened.external
     else:
         outcome = "closed"
     opened.outcome = outcome
@@ -343,7 +345,9 @@ def on_rollback(session: Session) -> None:
         if not session.in_nested_transaction():
             opened.rolled_back = True
         elif opened.savepoints:
-            opened.writes, opened.failure = opened.savepoints[-1]
+            opened.writes, failure = opened.savepoints[-1]
+            if opened.failure is not None and not opened.failure.used_again:
+                opened.failure = failure
     except Exception as error:
         ERRORS.failed("after_rollback", error)
 
@@ -377,18 +381,19 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
             checkout = _checkout_of(context.root_connection)
         if checkout is None:
             return
+        known = known_effect(statement)
+        what = effect(statement) if known is None else known
         opened = checkout.transaction
         if opened is None:
             opened = checkout
             entered(checkout)
         else:
-            if opened.seen is not current_work() or opened.ledger.over:
+            # A close rolls back to the savepoint by a statement, and is no use.
+            if (opened.seen is not current_work() or opened.ledger.over) and what is not CONTROL:
                 used_elsewhere(opened, statement)
             me = whoami()
             if opened.inside is not me:
                 changed_hands(opened, me)
-        known = known_effect(statement)
-        what = effect(statement) if known is None else known
         if what is CONTROL:
             return
         opened.statements += 1

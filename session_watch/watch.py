@@ -48,6 +48,7 @@ from session_watch.tracing import as_current
 
 # The first rank of those rules that a clock feeds.
 SUSPICIONS = rank("held-after-response")
+LATE = rank("used-after-request")
 # What these tell is a wait for a connection.
 WAITS = ("pool-exhausted", "pool-wait-on-event-loop")
 HOT_SECONDS = 3600.0
@@ -387,8 +388,8 @@ class SessionWatch:
             subject.blamed = {}
         key = (self._number, work, "" if finding.rule in BLAME else finding.rule)
         before = subject.blamed.get(key)
-        if before is None and key[2] == "" and getattr(finding.episode, "late", False):
-            before = rank("used-after-request")  # told of the request; the task that used it has no other fault
+        if before is None and LATE < rank(finding.rule) < SUSPICIONS and _is_used_late(subject):
+            before = LATE  # told of the request; the task that used it has no other fault
         if before is None or (finding.certain and before >= SUSPICIONS > rank(finding.rule)):
             subject.blamed[key] = rank(finding.rule)
             return True
@@ -583,6 +584,12 @@ class SessionWatch:
         if not self._start_told or "page_token" in facts:
             self._start_told = True
             self._to_sinks("started", facts)
+
+
+def _is_used_late(subject: Any) -> bool:
+    """Whether it is a session whose present, or very last, transaction was used after its request was over."""
+    opened = getattr(subject, "used_late", None)
+    return opened is not None and opened.outcome in (None, "collected")
 
 
 def _text(mark: Any) -> str | None:

@@ -8,7 +8,8 @@ import os
 import sys
 import weakref
 from asyncio import _get_running_loop as get_running_loop
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from threading import get_ident
 from types import CodeType, FrameType, MethodType
 from typing import Any
 
@@ -23,14 +24,16 @@ from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
 
 from session_watch import current, incidents, listeners
 from session_watch.call_site import Ways, caller, whoami
-from session_watch.current import CURRENT, acting, current_work, detached, running_task, still_runs, task_in
+from session_watch.current import CURRENT, acting, current_work, detached, running_task, somebody, still_runs, task_in
 from session_watch.drivers import has_no_slot
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
-from session_watch.incidents import closed_meanwhile, expected_now, note_in, overlapping
+from session_watch.incidents import closed_meanwhile, expected_now, note_in, overlapping, used_elsewhere
 from session_watch.ledger import (
+    OUTSIDE,
     Account,
     Actor,
+    Call,
     CallRef,
     Checkout,
     Failed,
@@ -59,6 +62,7 @@ _active = False
 known_book = POOLS.get
 _getframe = sys._getframe
 just_taken = listeners.taken.append
+held_outside = OUTSIDE.held
 # Where a connection keeps what it calls when it comes back.
 RETURNED = "session_watch.returned"
 
@@ -390,7 +394,7 @@ def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> 
         else:
             _mark_raw(checkout, ledger)
         held = ledger.held
-        if held and not ledger.endless:
+        if (held or held_outside or ledger.parent is not None) and not ledger.endless:
             _look_for_nesting(checkout, ledger, since)
         held.add(checkout)
         if len(held) > ledger.peak:  # noqa: PLR1730  # every checkout comes by: max() would be a call
@@ -445,8 +449,7 @@ def _mark_raw(checkout: Checkout, ledger: Ledger) -> None:
     checkout.mark = caller(None, 4)
     if incidents.hot_routes:
         checkout.marks = incidents.evidence(ledger)
-    if not ledger.endless:
-        checkout.actor = acting(ledger)
+    checkout.actor = somebody() if ledger.endless else acting(ledger)
     if incidents.expectations is not None:
         checkout.expected = incidents.expectations()
 
@@ -461,15 +464,39 @@ def _look_for_nesting(checkout: Checkout, ledger: Ledger, since: float) -> None:
     """Look whether the same task, or a thread hop of the same request, already holds one of this bounded pool."""
     if checkout.pool.limit is None:
         return
-    actor = acting(ledger)
-    for held in tuple(ledger.held):
-        if held.pool is checkout.pool and _is_by(held, actor):
+    for held in (*_held_by(acting(ledger), ledger), *_held_around(ledger)):
+        if held.pool is checkout.pool and held is not checkout:
             age = since - held.taken_at
             incident = Incident("nested", checkout=checkout, other=held, mark=caller(None, 4), age=age)
             incident.phase = phase_of(ledger, since)
             incident.expected = expected_now()
             note_in(ledger, incident)
             return
+
+
+def _held_by(actor: Actor | None, ledger: Ledger) -> Iterator[Checkout]:
+    me = running_task() or get_ident()
+    return (held for held in tuple(ledger.held) if _is_by(held, actor) or _holder(held) == me)
+
+
+def _held_around(ledger: Ledger) -> Iterator[Checkout]:
+    """What this very task or thread holds in a work around this one, or in none; a test's is its own affair."""
+    me = running_task() or get_ident()
+    around = ledger.parent
+    while around is not None and around.kind != "test":
+        yield from (held for held in tuple(around.held) if _holder(held) == me)
+        around = around.parent
+    yield from (held for held in tuple(held_outside) if _holder(held) == me)
+
+
+def _holder(held: Checkout) -> Any:
+    """The task that holds it, or the number of the thread."""
+    opened, ledger = held.transaction, held.ledger
+    actor = (held.actor if opened is None else opened.actor) or ledger.actor
+    if actor is None:
+        return ledger.task or ledger.thread
+    who = actor()
+    return who.thread if isinstance(who, Call) else who
 
 
 def _is_by(held: Checkout, actor: Actor | None) -> bool:
@@ -520,6 +547,7 @@ def _used_after_failure() -> None:
             error, mark = opened.error or ("flush failed", caller(None, 3))
             opened.failure = opened.failure or Failed(error, mark, opened.writes, flush=False)
             opened.failure.used_again = True
+            used_elsewhere(opened, opened.last_statement)
     except Exception as error:
         ERRORS.failed("PendingRollbackError", error)
 

@@ -24,13 +24,18 @@ def uncommitted(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
     hint = "Commit before the session closes, or roll back explicitly if the loss is meant."
     report = Report("uncommitted", snapshot, settings, hint)
     for facts in _lost(snapshot):
-        if facts.outcome in ENDED_WITHOUT_COMMIT and facts.writes and facts.failure is None:
+        if facts.outcome in ENDED_WITHOUT_COMMIT and _wrote(facts) and facts.failure is None:
             what = "1 write of its session was" if facts.writes == 1 else f"{facts.writes} writes of its session were"
             text = (
                 f"{snapshot.work.name} succeeded, but {what} rolled back by the close without a commit; "
                 f"last statement at {place(facts.last_site)}, opened at {place(facts.opened_site)}."
             )
             yield report.about_transaction(text, facts, subject=facts.subject)
+
+
+def _wrote(facts: TransactionFacts) -> bool:
+    """Whether anything depends on the commit: with AUTOCOMMIT each statement has committed itself."""
+    return facts.writes > 0 and not facts.autocommit
 
 
 def unflushed(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
@@ -90,7 +95,8 @@ def failed_transaction(snapshot: Snapshot, settings: Settings) -> Iterator[Findi
         if failure is None:
             continue
         explicit = facts.outcome == "rolled_back" and not facts.by_close
-        lost = failure.wrote_before and work.over and work.succeeded and not explicit and not facts.excused
+        wrote = failure.wrote_before and not facts.autocommit
+        lost = wrote and work.over and work.succeeded and not explicit and not facts.excused
         told_elsewhere = failure.after_response and not failure.made_good  # commit-failed-after-response tells it
         if failure.used_again or (lost and facts.outcome is not None and not told_elsewhere):
             then = (
