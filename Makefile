@@ -14,7 +14,7 @@ NEIGHBOURS := .neighbours
 NEIGHBOURS_READY := $(NEIGHBOURS)/.ready-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test workers alerts page bench compat neighbours others guides clean
+.PHONY: help demo test workers model soak scale alerts page bench compat neighbours others guides clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,15 @@ test: $(READY) ## ruff, mypy and pytest
 
 workers: $(READY) ## totals over several workers, with ten thousand requests to each server
 	$(BIN)/pytest -m workers -s
+
+model: $(READY) ## thousands of random session lives next to an oracle: some minutes
+	$(BIN)/pytest -m model tests/model
+
+soak: $(READY) ## a million requests, one in a hundred at fault: counts exact, memory flat; a quarter of an hour
+	$(BIN)/python -m benchmarks.soak
+
+scale: $(READY) ## what a request, a sweep and a scrape cost while ten thousand works are open
+	$(BIN)/python -m benchmarks.scale --svg docs/images/scale.svg
 
 alerts: $(READY) ## alert rules and dashboards in a real Prometheus and Alertmanager: some minutes
 	$(BIN)/pytest -m alerts tests/alerting

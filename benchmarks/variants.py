@@ -72,11 +72,20 @@ def watched(app: ASGIApp) -> ASGIApp:
     return SessionWatchMiddleware(app)
 
 
+def detached(app: ASGIApp) -> ASGIApp:
+    """The app as it is, in a process that was watched for a moment: what is left is a flag of SQLAlchemy's own."""
+    from session_watch import default_watch
+
+    default_watch().attach().detach()
+    return app
+
+
 VARIANTS = {
     "none": Variant(bare),
     "floor": Variant(floor),
     "watch": Variant(watched),
     "watch10k": Variant(watched, others=10_000),
+    "detached": Variant(detached),
     # The same as none: what it differs from none is the noise.
     "control": Variant(bare),
 }

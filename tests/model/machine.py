@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import event, insert, text
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError, SAWarning
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from session_watch import SessionWatch, Settings, Severity
@@ -106,15 +105,6 @@ class Sut:
         """Its transaction, which is open."""
         assert self.life.transaction is not None
         return self.life.transaction
-
-
-@contextmanager
-def no_complaints() -> Any:
-    """SQLAlchemy complains of what is left to the collector, which is what is tried here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SAWarning)
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
 
 
 class Lives(RuleBasedStateMachine):
@@ -633,8 +623,7 @@ class Lives(RuleBasedStateMachine):
             gc.collect()
             await asyncio.sleep(0)
 
-        with no_complaints():
-            self._do(turn())
+        self._do(turn())
 
     # Connections without a session
 

@@ -10,6 +10,8 @@ import pytest
 from session_watch import Severity
 from tests.model.machine import KNOWS_AUTOCOMMIT, Lives, Stage
 
+# To leave something to the collector is what is tried here.
+pytestmark = pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
 Script = tuple[tuple[str, dict[str, Any]], ...]
 
 
