@@ -157,7 +157,8 @@ class SessionWatchMiddleware:
                 routes.owns_path(app, path) for app in (scope.get("app"), self.app) if app is not None
             ):
                 setattr(self, name, None)
-                ERRORS.failed(f"{name} is a route of the application", LookupError())
+                # Told, and not counted: it is a choice of the application's, and no fault that alerts should hear of.
+                self.watch.internal_error(f"{name} is a route of the application", "LookupError")
 
     def _own_answer(self, scope: Scope) -> ASGIApp | None:
         """What of ours answers at this path: the metrics, the live page, or nothing."""

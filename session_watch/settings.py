@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, MISSING, dataclass, field, fields
@@ -552,11 +553,19 @@ def log_format(environ: Mapping[str, str] | None = None) -> LogFormat | None:
 def check_environment() -> None:
     """Look at every variable of the process, so that a wrong one is told before anything depends on it.
 
-    With SESSION_WATCH_ENABLED=0 no other is looked at. Raises SettingsError (a ValueError) for a wrong value;
-    warns with SessionWatchConfigWarning of a SESSION_WATCH_* variable that means nothing.
+    With SESSION_WATCH_ENABLED=0 no other is looked at, nor by the command ``session-watch``, which tells of wrong ones
+    itself. Raises SettingsError (a ValueError) for a wrong value; warns with SessionWatchConfigWarning of a
+    SESSION_WATCH_* variable that means nothing.
     """
-    if Settings.from_env().enabled:
+    if not _is_our_command() and Settings.from_env().enabled:
         log_format()
+
+
+def _is_our_command() -> bool:
+    """Whether the process is ``session-watch``, or ``python -m session_watch``."""
+    program = sys.argv[0] if sys.argv else ""
+    by_module = program == "-m" and "session_watch" in sys.orig_argv
+    return by_module or os.path.splitext(os.path.basename(program))[0] == "session-watch"
 
 
 def _read_variable(name: str, kind: _Kind, environ: Mapping[str, str] | None) -> object:
