@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from session_watch import __version__, current, pools, routes
+from session_watch import __version__, current, pools, routes, server
 from session_watch.books import BOOKS
 from session_watch.current import CURRENT, current_work, open_ledgers, task_in
 from session_watch.exposition import metrics_app
@@ -22,7 +22,6 @@ from session_watch.raising import raise_if_asked
 from session_watch.routes import METHODS
 from session_watch.settings import Settings
 from session_watch.watch import SessionWatch, default_watch
-from session_watch.workers import workers_here
 
 KEY = "session_watch"
 EXAMPLES = {"metrics_path": "/metrics", "page_path": "/session-watch"}
@@ -241,7 +240,7 @@ def _mode(watch: SessionWatch) -> str:
         return f"each scrape sees one worker: PROMETHEUS_MULTIPROC_DIR cannot be used ({watch.export_trouble})"
     if watch.mode == "multiprocess":
         return "multiprocess: each scrape sees all workers"
-    several = workers_here() > 1
+    several = server.workers() > 1
     return "several workers without PROMETHEUS_MULTIPROC_DIR: each scrape sees one" if several else "single process"
 
 

@@ -1,4 +1,4 @@
-"""What every test can ask for: databases to talk to."""
+"""What every test can ask for: databases to talk to, and a browser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import Browser, running
 from tests.databases import Postgres, running_postgres
 
 SHOWN = (
@@ -56,6 +57,13 @@ def postgres_database(postgres: Postgres) -> Iterator[Postgres]:
     """An empty PostgreSQL database for one test."""
     with postgres.fresh_database() as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for the whole run; each test opens tabs of its own."""
+    with running() as browser:
+        yield browser
 
 
 @pytest.fixture(params=["sqlite", "psycopg"])

@@ -16,7 +16,7 @@ from session_watch.demo import sources
 from session_watch.demo.scenarios import LEAKS, PATTERNS, SCENARIOS
 from session_watch.demo.sources import FOLDER, excerpt_of, excerpts_at
 from session_watch.demo.story import links_of
-from tests.headless import Page, browsing
+from tests.browser import Browser, Tab
 from tests.test_demo import started
 
 pytestmark = pytest.mark.slow
@@ -29,83 +29,75 @@ def demo() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
-    """One browser for all."""
-    with browsing() as page:
-        yield page
-
-
 @pytest.fixture
-def page(browser: Page, demo: str) -> Page:
-    """The demo's page, ready, with nothing wrong so far."""
-    browser.problems.clear()
-    browser.open(f"{demo}/")
-    browser.wait_for("document.body.dataset.ready")
-    return browser
+def page(browser: Browser, demo: str) -> Iterator[Tab]:
+    """The demo's page, ready."""
+    with browser.tab() as tab:
+        tab.go(f"{demo}/")
+        tab.wait("document.body.dataset.ready")
+        yield tab
 
 
-def press(page: Page, scenario: str) -> None:
+def press(page: Tab, scenario: str) -> None:
     """Press a scenario's button."""
-    page.ask(f"document.querySelector('#{scenario} button').click()")
+    page.js(f"document.querySelector('#{scenario} button').click()")
 
 
-def test_a_leak_appears_beside_its_line_and_goes(page: Page) -> None:
+def test_a_leak_appears_beside_its_line_and_goes(page: Tab) -> None:
     """The finding stands in the leak's card and in the list, its line marked; closed, it is no longer open."""
     press(page, "raw-connection")
-    page.wait_for("document.querySelector('#raw-connection .finding .open')")
-    assert page.ask("document.querySelector('#raw-connection .rule').textContent") == "connection-left-open"
-    marked = page.ask("document.querySelector('#raw-connection .finding .marked').textContent")
+    page.wait("document.querySelector('#raw-connection .finding .open')")
+    assert page.js("document.querySelector('#raw-connection .rule').textContent") == "connection-left-open"
+    marked = page.js("document.querySelector('#raw-connection .finding .marked').textContent")
     assert marked.strip() == "connection = engine.connect()"
-    assert page.ask("document.querySelector('#feed .work').textContent") == "GET /leaks/raw-connection"
-    assert page.ask("document.getElementById('held').textContent") == "1"
-    page.ask("document.getElementById('reset').click()")
-    page.wait_for("document.getElementById('open').textContent === '0'")
-    page.wait_for("document.querySelector('#raw-connection .open') === null")
-    assert page.problems == []
+    assert page.js("document.querySelector('#feed .work').textContent") == "GET /leaks/raw-connection"
+    assert page.js("document.getElementById('held').textContent") == "1"
+    page.js("document.getElementById('reset').click()")
+    page.wait("document.getElementById('open').textContent === '0'")
+    page.wait("document.querySelector('#raw-connection .open') === null")
+    assert page.trouble() == []
 
 
-def test_a_pattern_stays_silent(page: Page) -> None:
+def test_a_pattern_stays_silent(page: Tab) -> None:
     """A right way says that nothing was found."""
     press(page, "unit-of-work")
-    page.wait_for("document.querySelector('#unit-of-work .silent')")
+    page.wait("document.querySelector('#unit-of-work .silent')")
     assert (
-        page.ask("document.querySelector('#unit-of-work .answer').textContent")
-        == "answered: 200, and nothing was found"
+        page.js("document.querySelector('#unit-of-work .answer').textContent") == "answered: 200, and nothing was found"
     )
-    assert page.problems == []
+    assert page.trouble() == []
 
 
-def test_several_requests_are_sent_where_it_takes_several(page: Page) -> None:
+def test_several_requests_are_sent_where_it_takes_several(page: Tab) -> None:
     """A session that is shared by two requests is found by one press."""
     press(page, "module-session")
-    page.wait_for("document.querySelector('#module-session .rule')")
-    assert page.ask("document.querySelector('#module-session .rule').textContent") == "shared-across-requests"
-    page.wait_for("document.querySelector('#module-session .answer').textContent === 'answered: 200, 200'")
+    page.wait("document.querySelector('#module-session .rule')")
+    assert page.js("document.querySelector('#module-session .rule').textContent") == "shared-across-requests"
+    page.wait("document.querySelector('#module-session .answer').textContent === 'answered: 200, 200'")
 
 
-def test_by_keyboard(page: Page) -> None:
+def test_by_keyboard(page: Tab) -> None:
     """The buttons are reached and pressed without a mouse."""
-    page.ask("document.querySelector('#dropped-objects button').focus()")
+    page.js("document.querySelector('#dropped-objects button').focus()")
     page.press("Enter")
-    page.wait_for("document.querySelector('#dropped-objects .rule')")
-    assert page.ask("document.querySelector('#dropped-objects .rule').textContent") == "unflushed"
+    page.wait("document.querySelector('#dropped-objects .rule')")
+    assert page.js("document.querySelector('#dropped-objects .rule').textContent") == "unflushed"
 
 
-def test_what_somebody_has_opened_stays_open(page: Page) -> None:
+def test_what_somebody_has_opened_stays_open(page: Tab) -> None:
     """News of other leaks touch no card but their own."""
     press(page, "no-commit")
-    page.wait_for("document.querySelector('#no-commit .finding details')")
-    page.ask("document.querySelector('#no-commit .finding details').open = true")
+    page.wait("document.querySelector('#no-commit .finding details')")
+    page.js("document.querySelector('#no-commit .finding details').open = true")
     press(page, "next-get-db")
-    page.wait_for("document.querySelector('#next-get-db .finding')")
-    assert page.ask("document.querySelector('#no-commit .finding details').open") is True
+    page.wait("document.querySelector('#next-get-db .finding')")
+    assert page.js("document.querySelector('#no-commit .finding details').open") is True
 
 
 HOSTILE = "<img src=x onerror='document.title=1'><script>document.title=2</script>"
 
 
-def test_markup_is_shown_as_text(page: Page) -> None:
+def test_markup_is_shown_as_text(page: Tab) -> None:
     """A route, rule or statement that holds markup is text on the page, and nothing of it runs."""
     finding = {
         **dict.fromkeys(("fingerprint", "rule", "severity", "summary", "silence", "work"), HOSTILE),
@@ -116,30 +108,29 @@ def test_markup_is_shown_as_text(page: Page) -> None:
         "code": [{"file": HOSTILE, "first": 1, "lines": [HOSTILE], "marked": [1]}],
     }
     told = {"found": 1, "open": 1, "held": {HOSTILE: 1}, "findings": [finding]}
-    page.ask(f"show({json.dumps(told)})")
-    assert page.ask("document.querySelectorAll('main img, main script').length") == 0
-    assert page.ask("document.querySelector('#gather .finding p').textContent") == HOSTILE
-    assert page.ask("document.title") == "session-watch demo"
-    assert page.problems == []
+    page.js(f"show({json.dumps(told)})")
+    assert page.js("document.querySelectorAll('main img, main script').length") == 0
+    assert page.js("document.querySelector('#gather .finding p').textContent") == HOSTILE
+    assert page.js("document.title") == "session-watch demo"
+    assert page.trouble() == []
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-def test_it_fits_the_screen(page: Page, width: int) -> None:
+def test_it_fits_the_screen(page: Tab, width: int) -> None:
     """Nothing is wider than a phone; only code scrolls, within its own frame."""
-    page.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
-    page.ask("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
-    assert page.ask("document.documentElement.scrollWidth") <= width
-    page.call("Emulation.clearDeviceMetricsOverride")
+    page.emulate(width=width)
+    page.js("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    assert page.js("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_light_and_in_dark(page: Page, scheme: str) -> None:
+def test_text_can_be_read_in_light_and_in_dark(page: Tab, scheme: str) -> None:
     """Text and ground are at least 4.5 to 1 apart, WCAG's AA, for every kind of text on the page."""
-    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-    pairs = page.ask(CONTRASTS)
+    page.emulate(scheme=scheme)
+    pairs = page.js(CONTRASTS)
     assert len(pairs) > 8
     assert [pair for pair in pairs if pair[1] < 4.5] == []
-    assert (page.ask("getComputedStyle(document.body).backgroundColor") == "rgb(23, 21, 19)") == (scheme == "dark")
+    assert (page.js("getComputedStyle(document.body).backgroundColor") == "rgb(23, 21, 19)") == (scheme == "dark")
 
 
 # The contrast of each kind of element against the first ground below it that is not transparent.
@@ -163,10 +154,10 @@ CONTRASTS = """(() => {
 })()"""
 
 
-def test_nothing_comes_from_another_host(page: Page, demo: str) -> None:
+def test_nothing_comes_from_another_host(page: Tab, demo: str) -> None:
     """All that the page loads is the demo's own."""
-    assert [url for url in page.requested if not url.startswith((demo, "data:"))] == []
-    assert page.problems == []
+    assert [url for url in page.requested() if not url.startswith((demo, "data:"))] == []
+    assert page.trouble() == []
 
 
 def test_every_scenario_has_a_card_with_its_code(demo: str) -> None:

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 
 from session_watch import SessionWatch, SessionWatchMiddleware, Settings
 from session_watch.inbox import ERRORS
-from session_watch.page import access, report, server
+from session_watch.page import access, report
 from session_watch.page.access import Door, Guesses
 from session_watch.testing import watching
 from tests.asgi import Answer, answered, call, http
@@ -402,52 +402,6 @@ def test_several_workers_need_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["page_path"] == ""
     assert "SESSION_WATCH_TOKEN" in told["page"]
     assert "4" in told["page"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "workers"),
-    [
-        pytest.param(["/bin/uvicorn", "app:app", "--workers", "3"], 3, id="an option"),
-        pytest.param(["/bin/gunicorn", "-w", "3"], 3, id="a short one"),
-        pytest.param(["/bin/gunicorn", "-w3"], 3, id="in one"),
-        pytest.param(["/bin/granian", "--workers=3"], 3, id="with a sign"),
-        pytest.param(["/bin/uvicorn", "app:app", "--workers"], None, id="nothing after it"),
-        pytest.param(["/bin/uvicorn", "app:app", "--ws", "3"], None, id="another option"),
-        pytest.param(["/bin/pytest", "-w", "3"], None, id="no server"),
-        pytest.param([], None, id="nothing"),
-    ],
-)
-def test_workers_on_the_command_line(arguments: list[str], workers: int | None) -> None:
-    """As the servers' own command lines have them."""
-    assert server._by_option(arguments) == workers
-
-
-SERVED = """
-import os, sys, uvicorn
-from starlette.applications import Starlette
-from session_watch.page import server
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        print(server.workers(), server.address(), flush=True)
-        await receive()
-        os._exit(0)
-
-class Config(uvicorn.Config):
-    pass
-
-config = uvicorn.Config(app, host="127.0.0.1", port=4711, workers=int(sys.argv[1]), lifespan="on")
-uvicorn.Server(config).run()
-"""
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_by_the_servers_configuration(tmp_path: Path, workers: int) -> None:
-    """A real uvicorn's configuration is found from inside the application, and the address with it."""
-    (tmp_path / "served.py").write_text(SERVED)
-    command = [sys.executable, "served.py", str(workers)]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert told.splitlines()[0] == f"{workers} ('127.0.0.1', 4711)"
 
 
 # --- What the data say ---------------------------------------------------------------------------

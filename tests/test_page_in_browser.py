@@ -24,24 +24,13 @@ from starlette.routing import Route
 
 from session_watch import SessionWatch, SessionWatchMiddleware, Settings
 from session_watch.testing import watching
-from tests.browser import Browser, BrowserMissingError, Tab, chromium, running
+from tests.browser import Browser, Tab
 from tests.serving import serve
 
 PAGE, TOKEN = "/session-watch", "the token of the tests"
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 HOSTILE = "<img src=x onerror=window.broken=1><script>window.broken=1</script>"
 MANY = 1000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One browser for all."""
-    try:
-        chromium()
-    except BrowserMissingError as missing:
-        pytest.skip(str(missing))
-    with running() as browser:
-        yield browser
 
 
 class Shop:

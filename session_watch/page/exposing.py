@@ -8,7 +8,8 @@ from typing import Any
 
 from starlette.types import Scope
 
-from session_watch.page import access, server
+from session_watch import server
+from session_watch.page import access
 from session_watch.page.app import Page, random_token
 from session_watch.page.report import Report
 from session_watch.settings import variable
