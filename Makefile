@@ -30,7 +30,7 @@ test: $(READY) ## ruff, mypy and pytest
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --dist loadfile
 
-workers: $(READY) ## totals over several workers, with ten thousand requests to each server
+workers: $(READY) ## what takes several workers: totals of ten thousand requests, a suite on four
 	$(BIN)/pytest -m workers -s
 
 model: $(READY) ## thousands of random session lives next to an oracle: some minutes

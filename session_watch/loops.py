@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import threading
 import weakref
@@ -73,12 +72,8 @@ def _longest(late: Iterable[Pulse], at: float) -> Blocked | None:
     return Blocked(at - since, None if site is None else str(site))
 
 
-def _forked() -> None:
-    """They turn in the parent, where somebody may have held the lock."""
+def forked() -> None:
+    """Begin anew in a child process: they turn in the parent, where somebody may have held the lock."""
     global _lock  # noqa: PLW0603  # a lock does not survive a fork
     _lock = threading.Lock()
     _pulses.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

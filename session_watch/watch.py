@@ -574,6 +574,7 @@ class SessionWatch:
         self._lock = threading.RLock()
         self._episodes.clear()  # the parent tells how they end
         self._untold.clear()
+        loops.forked()
         self._exporter.forked()
         self._to_sinks("forked")
         if self._callback is not None:

@@ -87,7 +87,11 @@ GUILTY = files("guilty", "guilty_anyio")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "workers", [pytest.param((), id="one process"), pytest.param(("-p", "xdist", "-n", "4"), id="xdist, 4 workers")]
+    "workers",
+    [
+        pytest.param((), id="one process"),
+        pytest.param(("-p", "xdist", "-n", "4"), id="xdist, 4 workers", marks=pytest.mark.workers),
+    ],
 )
 def test_each_leak_is_found_once_in_its_own_test(tmp_path: Path, workers: tuple[str, ...]) -> None:
     """Each guilty test has one error, at its teardown, of the rule in its name, in one process and in four."""
