@@ -18,7 +18,7 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
-from session_watch import call_site, current, incidents, live, pools
+from session_watch import call_site, current, incidents, live, loops, pools
 from session_watch.books import BOOKS
 from session_watch.call_site import resolve
 from session_watch.callbacks import Callback
