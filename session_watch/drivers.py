@@ -34,6 +34,8 @@ TELL_PID = ("get_server_pid", "thread_id")
 _without_pid: set[type] = set()
 
 
+# The listeners have one of their own: in a request they have SQLAlchemy's connection with its options, and leave open
+# what the driver cannot tell. Here there is the pool's connection alone, looked at from another thread.
 def is_autocommit(proxy: Any, dialect: Any) -> bool:
     """Whether each statement of this connection commits itself, as far as dialect or driver tell."""
     connection = getattr(proxy, "dbapi_connection", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from session_watch.apart import fulfil
 from session_watch.inbox import ERRORS
 from session_watch.watch import SessionWatch, default_watch
 
@@ -76,26 +76,18 @@ class Scrapes:
         if future is None:
             future = self._under_way[key] = loop.create_future()
 
-            def encode() -> None:
+            def encode() -> Answer:
                 answer = _encoded(registry, encoder, content_type, compressed=compressed)
                 self._under_way.pop(key, None)
-                _deliver(loop, future, answer)
+                return answer
 
-            # Not one of the pool's threads, which synchronous endpoints may all hold while they wait for a connection.
             try:
-                threading.Thread(target=encode, name="session_watch scrape", daemon=True).start()
+                fulfil(future, encode, name="session_watch scrape")
             except RuntimeError as error:  # the process has as many threads as it may
                 del self._under_way[key]
                 ERRORS.failed("exposition", error)
                 return BROKEN
         return await asyncio.shield(future)
-
-
-def _deliver(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Answer], answer: Answer) -> None:
-    try:
-        loop.call_soon_threadsafe(future.set_result, answer)
-    except RuntimeError:  # the loop is closed: nobody waits
-        return
 
 
 def _encoded(
@@ -126,6 +118,7 @@ async def _send(answer: Answer, send: Send, *, whole: bool) -> None:
 
 
 def _header(scope: Scope, name: bytes) -> str:
+    """The values of a list, which may come in several headers; the page takes none where one is repeated."""
     return ",".join(value.decode("latin-1") for each, value in scope["headers"] if each.lower() == name)
 
 

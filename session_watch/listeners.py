@@ -462,6 +462,7 @@ def _temporary_made(opened: Any, statement: str) -> None:
         opened.temporary |= {name}
 
 
+# That of drivers answers yes or no for a pool's connection, which has no options and may come back meanwhile.
 def is_autocommit(connection: Any) -> bool | None:
     """Whether each statement of this connection commits itself; None where the driver cannot tell."""
     dialect = connection.dialect

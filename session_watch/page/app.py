@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
-from typing import TypeVar
 from urllib.parse import parse_qs, quote
 
 from starlette.types import Receive, Scope, Send
 
 from session_watch import routes
+from session_watch.apart import fulfil
 from session_watch.inbox import ERRORS
 from session_watch.page import access
 from session_watch.page.access import ADMITTED, STALE, TOO_MANY, Door
 from session_watch.page.report import Report
 from session_watch.settings import variable
 
-Result = TypeVar("Result")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -99,7 +97,9 @@ class Page:
 
     async def _tell(self, name: str, answer: Answer) -> None:
         try:
-            body = await off_the_loop(lambda: self._report.body(name))
+            made: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            fulfil(made, lambda: self._report.body(name), name="session_watch page")
+            body = await made
         except Exception as error:
             ERRORS.failed("page", error)
             await answer.text(503, "The state cannot be told at the moment.\n")
@@ -216,37 +216,6 @@ def _asset(name: str) -> bytes:
 def _html(name: str, base: str, said: str = "") -> bytes:
     """A page of the package. ``base`` is a quoted folder name and ``said`` a sentence of ours: nothing to escape."""
     return _asset(name).replace(b"{base}", base.encode()).replace(b"{said}", said.encode())
-
-
-async def off_the_loop(make: Callable[[], Result]) -> Result:
-    """What ``make`` returns, made in a thread of its own.
-
-    Not in the framework's thread pool: when everybody waits for a connection, so do all of its threads.
-    """
-    loop = asyncio.get_running_loop()
-    made: asyncio.Future[Result] = loop.create_future()
-
-    def settle(result: Result | None, error: BaseException | None) -> None:
-        if made.cancelled():
-            return
-        if error is not None:
-            made.set_exception(error)
-        else:
-            made.set_result(result)  # type: ignore[arg-type]  # None only where Result is
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = make()
-        except BaseException as raised:
-            error = raised
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            return
-
-    threading.Thread(target=run, name="session_watch page", daemon=True).start()
-    return await made
 
 
 def random_token() -> str:
