@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 from session_watch import Finding, SessionWatch, SessionWatchMiddleware, Settings
 from session_watch.inbox import ERRORS
 from session_watch.testing import watching
+from tests.clock import Clock
 from tests.serving import serve
 
 pytestmark = [
@@ -54,21 +55,10 @@ def engine() -> Iterator[Engine]:
     engine.dispose()
 
 
-class Clock:
-    """A clock that a test sets; seconds."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        """The time it is set to."""
-        return self.now
-
-
 @pytest.mark.parametrize("jump", [-3600.0, 3.2e7], ids=["an hour back", "a year ahead"])
 def test_clock_that_jumps(engine: Engine, jump: float) -> None:
     """Between any two steps of a session: no exception, and no counter that goes down."""
-    clock, registry = Clock(), CollectorRegistry()
+    clock, registry = Clock(1_000_000.0), CollectorRegistry()
     with SessionWatch(QUIET, registry=registry, sinks=(), clock=clock) as watch:
         with watch.job("work"), Session(engine) as session:
             session.execute(SELECT)
@@ -246,6 +236,7 @@ import os, threading
 from sqlalchemy import QueuePool, create_engine, text
 from sqlalchemy.orm import Session
 from session_watch import SessionWatch, Settings
+from tests.clock import Clock
 heard = threading.Event()
 watch = SessionWatch(Settings(), on_finding=lambda finding: heard.set()).attach()
 engine = create_engine("sqlite://", poolclass=QueuePool)

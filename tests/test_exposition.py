@@ -8,16 +8,15 @@ import gzip
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from starlette.applications import Starlette
@@ -32,7 +31,8 @@ from session_watch.inbox import ERRORS
 from session_watch.sinks.metrics import PREFIX
 from session_watch.tally import OWN, RouteCounts, Tally
 from tests.asgi import answered, call, http
-from tests.without_advice import unadvised
+from tests.items import bare_items
+from tests.without_advice import watching
 
 OPENMETRICS = "application/openmetrics-text"
 PROMETHEUS_3 = (
@@ -43,25 +43,8 @@ PROMETHEUS_3 = (
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """A pool named ``main`` of one connection, and a table."""
-    engine = create_engine(
-        f"sqlite:///{tmp_path / 'test.db'}",
-        pool_logging_name="main",
-        pool_size=1,
-        max_overflow=0,
-        pool_timeout=0.01,
-        connect_args={"check_same_thread": False},
-    )
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE items (id INTEGER)"))
-    yield engine
-    engine.dispose()
-
-
-@contextmanager
-def watching(settings: Settings | None = None) -> Iterator[SessionWatch]:
-    """A fresh watch."""
-    with SessionWatch(unadvised(settings), registry=CollectorRegistry(), sinks=()) as watch:
-        yield watch
+    with bare_items(tmp_path, pool_logging_name="main", pool_size=1, max_overflow=0, pool_timeout=0.01) as engine:
+        yield engine
 
 
 def headers(**given: str) -> list[tuple[bytes, bytes]]:

@@ -23,6 +23,7 @@ from session_watch.findings import REPORTED, Finding, Resolved, Severity
 from session_watch.settings import Settings, SettingsError
 from session_watch.sinks import Sink
 from session_watch.sinks.log import FINDING_GAPS, HOURLY, ONCE, RESOLVED_GAPS, Backoff, LogSink, fit
+from tests.clock import Clock
 
 DAY = 86_400
 SUMMARY = "GET /users/{user_id} still held a connection of pool main when it ended (0.41 s)."
@@ -76,17 +77,6 @@ FULL = replace(
     silence='Ignore("left-open", reason="...")',
     first_seen="2026-01-01T00:00:00Z",
 )
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """The seconds now."""
-        return self.now
 
 
 @pytest.fixture(autouse=True)

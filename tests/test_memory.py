@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from sqlalchemy import Engine, create_engine, insert, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 from starlette.types import Receive, Scope, Send
 
 from session_watch import SessionWatch, SessionWatchMiddleware, Settings, incidents, pools
@@ -27,35 +27,23 @@ from session_watch.current import open_ledgers
 from session_watch.inbox import ERRORS, INBOX
 from session_watch.ledger import Checkout, Transaction
 from tests.asgi import answered, http
-from tests.without_advice import unadvised
+from tests.items import Item, mapped_items
+from tests.without_advice import watching as unadvised_watching
 
 COLLECTS = pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
-
-
-class Base(DeclarativeBase):
-    """The table of these tests."""
-
-
-class Item(Base):
-    """A row."""
-
-    __tablename__ = "items"
-    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """A database file with a table."""
-    engine = create_engine(f"sqlite:///{tmp_path / 'test.db'}", connect_args={"check_same_thread": False})
-    Base.metadata.create_all(engine)
-    yield engine
-    engine.dispose()
+    with mapped_items(tmp_path) as engine:
+        yield engine
 
 
 @contextmanager
 def watching(**settings: Any) -> Iterator[SessionWatch]:
     """A fresh watch that remembers few findings, so that what they hold is soon at its most."""
-    with SessionWatch(unadvised(Settings(recent=20, **settings)), registry=CollectorRegistry(), sinks=()) as watch:
+    with unadvised_watching(Settings(recent=20, **settings)) as watch:
         yield watch
 
 

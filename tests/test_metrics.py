@@ -21,25 +21,12 @@ from starlette.types import Receive, Scope, Send
 from session_watch import SessionWatch, SessionWatchMiddleware, Settings, __version__
 from session_watch.sinks.metrics import METRICS, PREFIX
 from tests.asgi import call
+from tests.clock import Clock
+from tests.items import bare_items
 from tests.without_advice import unadvised
 
 READ, WRITE = text("SELECT 1"), text("INSERT INTO items VALUES (1)")
 PATIENCE = 20.0
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """The time now."""
-        return self.now
-
-    def tick(self, seconds: float) -> None:
-        """Let time pass."""
-        self.now += seconds
 
 
 @pytest.fixture
@@ -51,18 +38,8 @@ def clock() -> Clock:
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """A pool named ``main`` of at most three connections, and a table."""
-    engine = create_engine(
-        f"sqlite:///{tmp_path / 'test.db'}",
-        pool_logging_name="main",
-        pool_size=1,
-        max_overflow=2,
-        pool_timeout=0.01,
-        connect_args={"check_same_thread": False},
-    )
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE items (id INTEGER)"))
-    yield engine
-    engine.dispose()
+    with bare_items(tmp_path, pool_logging_name="main", pool_size=1, max_overflow=2, pool_timeout=0.01) as engine:
+        yield engine
 
 
 # The sessions that are left open.

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 from starlette.types import Receive, Scope, Send
 
@@ -35,6 +35,7 @@ from session_watch.sinks.worker_files import (
     remove_gauges_of_the_dead,
 )
 from tests.asgi import call
+from tests.items import bare_items
 from tests.without_advice import unadvised
 from tests.workers import Samples, parsed, total, wait_until
 
@@ -54,11 +55,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """A pool named ``main`` of at most three connections, and a table."""
-    engine = create_engine(f"sqlite:///{tmp_path / 'test.db'}", pool_logging_name="main", pool_size=1, max_overflow=2)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE items (id INTEGER)"))
-    yield engine
-    engine.dispose()
+    with bare_items(tmp_path, pool_logging_name="main", pool_size=1, max_overflow=2) as engine:
+        yield engine
 
 
 class Listening:
