@@ -75,7 +75,7 @@ def answered_by_worker(server: Server) -> Counter[int]:
 
 REQUESTS = [
     pytest.param(300, marks=pytest.mark.slow, id="300"),
-    pytest.param(10_000, marks=pytest.mark.workers, id="10000"),
+    pytest.param(10_000, marks=[pytest.mark.workers, pytest.mark.slow], id="10000"),
 ]
 
 
@@ -161,6 +161,7 @@ def test_a_stopped_server_leaves_its_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.workers
+@pytest.mark.slow
 def test_what_a_killed_worker_takes_with_it(tmp_path: Path) -> None:
     """Under load, no more than the answers of its last second are lost; the others' are all there."""
     with serving("gunicorn", tmp_path, tmp_path / "log") as server:
