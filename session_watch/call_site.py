@@ -162,7 +162,7 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
 def _walk(ways: Ways | None, depth: int) -> Mark | None:
     frame = first = _innermost(depth + 1)
     before: FrameType | None = None
-    steps = depth - 1
+    steps, below = depth - 1, PASSAGE
     learned = False
     while frame is not None:
         code = frame.f_code
@@ -170,7 +170,7 @@ def _walk(ways: Ways | None, depth: int) -> Mark | None:
         if kind is None:
             kind = _classify(code.co_filename)
         if kind == LIBRARY:
-            if code.co_filename == GENERATED and before is not None and _kinds[before.f_code.co_filename] == PASSAGE:
+            if code.co_filename == GENERATED and below == PASSAGE:
                 kind = PASSAGE
             elif not learned:  # unless it is of the endpoint's package: asked for when it matters
                 learned = True
@@ -187,7 +187,7 @@ def _walk(ways: Ways | None, depth: int) -> Mark | None:
                 break
         else:
             ways = None  # only SQLAlchemy's own ways are known to have nothing of the application's on them
-        before, frame = frame, frame.f_back
+        before, below, frame = frame, kind, frame.f_back
         steps += 1
     return _fallback(first)
 

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from session_watch.apart import fulfil
 from session_watch.inbox import ERRORS
+from session_watch.off_loop import fulfil
 from session_watch.watch import SessionWatch, default_watch
 
 ALLOWED = ("GET", "HEAD")

@@ -60,7 +60,6 @@ AUTOBEGIN, BEGIN = SessionTransactionOrigin.AUTOBEGIN, SessionTransactionOrigin.
 known_blocking = BLOCKING.get
 OPENED = Ways()
 EXECUTED = Ways()
-EVERY_ROUTE = "*"
 # The checkout that a session asked for last, until its transaction begins on it: that follows at once, unless
 # another thread comes between, and the way through SQLAlchemy's proxy to what is known of it is long.
 taken: deque[Checkout] = deque(maxlen=1)

@@ -163,9 +163,10 @@ class SessionWatchMiddleware:
         """What of ours answers at this path: the metrics, the live page, or nothing."""
         if scope["type"] != "http":
             return None
-        if self.metrics_path is not None and routes.path_below_root(scope) == self.metrics_path:
+        path = routes.path_below_root(scope)
+        if path == self.metrics_path:
             return self._metrics
-        return self._page if self._page is not None and self._page.takes(scope) else None
+        return self._page if self._page is not None and self._page.takes(path) else None
 
     def _open(self, scope: Scope, kind: str) -> Ledger:
         if self._excludes and self.watch.settings.excluded(scope.get("path", "")):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from session_watch import __version__, current, loops, pools
+from session_watch import __version__, blocked_loops, current, pools
 from session_watch.current import open_ledgers
 from session_watch.findings import Finding
 from session_watch.inbox import ERRORS
@@ -69,7 +69,7 @@ class State:
             **identity(),
             "written_at": round(time.time(), 3),
             "sweep_seconds": self._watch.sweep_interval,
-            **_blocked(loops.blocked(now)),
+            **_blocked(blocked_loops.longest(now)),
             "works": _works(),
             **_held(self._watch.held_at(now), now),
             "pools": [_pool(book, now) for book in _books()],
@@ -145,7 +145,7 @@ def _short(value: Any) -> Any:
     return value
 
 
-def _blocked(loop: loops.Blocked | None) -> dict[str, Any]:
+def _blocked(loop: blocked_loops.Blocked | None) -> dict[str, Any]:
     if loop is None:
         return {"blocked_seconds": None, "blocked_at": None}
     return {"blocked_seconds": round(loop.seconds, 3), "blocked_at": loop.site}

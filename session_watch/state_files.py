@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from session_watch.inbox import ERRORS
@@ -69,7 +70,7 @@ class StateFile:
 
 def _replace(path: Path, body: bytes) -> None:
     """Write beside it and rename: a reader sees the old or the new, and nobody but the owner sees either."""
-    beside = path.with_suffix(".tmp")
+    beside = path.with_suffix(f".{get_ident()}.tmp")  # two threads may write at once
     with contextlib.suppress(FileNotFoundError):
         beside.unlink()
     try:

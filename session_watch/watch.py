@@ -18,7 +18,7 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
-from session_watch import call_site, current, incidents, live, loops, pools
+from session_watch import blocked_loops, call_site, current, incidents, live, pools
 from session_watch.books import BOOKS
 from session_watch.call_site import resolve
 from session_watch.callbacks import Callback
@@ -108,15 +108,9 @@ class SessionWatch:
         self._clock = clock
         self._number = next(_numbers)
         self._lock = threading.RLock()
-        # By fingerprint: the newest finding, which has their count, and when it was.
-        self._causes: OrderedDict[str, tuple[Finding, str]] = OrderedDict()
         self.told = 0
         self.state = State(self)
         self._state_file: StateFile | None = None
-        self._episodes: dict[object, list[Finding]] = {}
-        # What of these is being told now, with the ends that have come meanwhile: how, when, and of which rules.
-        self._untold: dict[object, list[tuple[str, float, Collection[str]]]] = {}
-        self._hot: dict[str, float] = {}
         self._callback = Callback(on_finding) if on_finding is not None else None
         self._exporter: Exporter = exporting.chosen(self)
 
@@ -127,12 +121,19 @@ class SessionWatch:
         self.tally = Tally(max_routes=settings.max_routes, max_pools=settings.max_pools)
         self._active = settings.active_rules()
         self._recent: deque[Finding] = deque(maxlen=settings.recent)
+        # By fingerprint: the newest finding, which has their count, and when it was.
+        self._causes: OrderedDict[str, tuple[Finding, str]] = OrderedDict()
+        self._episodes: dict[object, list[Finding]] = {}
+        # What of these is being told now, with the ends that have come meanwhile: how, when, and of which rules.
+        self._untold: dict[object, list[tuple[str, float, Collection[str]]]] = {}
+        self._hot: dict[str, float] = {}
 
     def begin_anew(self, settings: Settings) -> None:
         """Go on with other settings, as if nothing had been seen before; attached if it was."""
         attached = self.attached
         self.detach()
         self._take(settings)
+        self.told += 1  # what was told by this number is gone
         self._exporter = exporting.chosen(self)  # the one before knows the counts of the tally before
         if attached:
             self.attach()
@@ -333,7 +334,8 @@ class SessionWatch:
         with self._lock:
             new = [f for f in sorted(found, key=lambda f: rank(f.rule)) if self._admit(f, snapshot)]
             told = [self._remember(finding) for finding in new]
-            self._untold.update((f.episode, []) for f in new if f.episode is not None)
+            for episode in (finding.episode for finding in new if finding.episode is not None):
+                self._untold.setdefault(episode, [])
         if told:
             try:
                 with as_current(snapshot.work.span):
@@ -574,7 +576,7 @@ class SessionWatch:
         self._lock = threading.RLock()
         self._episodes.clear()  # the parent tells how they end
         self._untold.clear()
-        loops.forked()
+        blocked_loops.forked()
         self._exporter.forked()
         self._to_sinks("forked")
         if self._callback is not None:

@@ -7,7 +7,7 @@ import gc
 import gzip
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -458,7 +458,7 @@ def test_own_names_are_few() -> None:
 
 @pytest.mark.slow
 async def test_loop_while_scraped(engine: Engine) -> None:
-    """A scrape of 200 routes need not stop the loop for 20 ms: tried again while others use the machine."""
+    """A scrape of 200 routes stops the loop for less than 20 ms, whenever the machine itself lets it turn."""
     with watching() as watch:
         for n in range(200):
             for method in ("GET", "POST"):
@@ -466,14 +466,29 @@ async def test_loop_while_scraped(engine: Engine) -> None:
                 counts.outcomes.update(committed=1, closed=1, rolled_back=1)
         app = metrics_app(watch)
         stalls: list[float] = []
-        while len(stalls) < 5 or (min(stalls) >= 0.02 and len(stalls) < 100):
-            stalls.append(await longest_stall(app))
+        for _ in range(200):
+            if await longest_stall(asyncio.to_thread(time.sleep, 0.05)) < CALM_SECONDS:
+                stalls.append(await longest_stall(scraped(app)))
+            if len(stalls) == ROUNDS:
+                break
+        else:
+            pytest.skip(f"the loop's stall was NOT measured: others kept the machine busy ({len(stalls)} calm rounds)")
         print("stalls:", ", ".join(f"{1000 * stall:.1f} ms" for stall in stalls))
-        assert min(stalls) < 0.02
+        assert sorted(stalls)[ROUNDS // 2] < 0.02
 
 
-async def longest_stall(app: Any) -> float:
-    """How long the loop came to nothing else while the app was scraped. Seconds."""
+# A loop that has nothing to do and is not stopped for longer has the machine to itself.
+CALM_SECONDS, ROUNDS = 0.005, 9
+
+
+async def scraped(app: Any) -> None:
+    """One scrape."""
+    answer = await answered(app, http("/metrics", headers=headers(accept_encoding="gzip")))
+    assert answer.status == 200
+
+
+async def longest_stall(meanwhile: Awaitable[None]) -> float:
+    """How long the loop came to nothing else until this was done. Seconds."""
     stalls = []
 
     async def ticking() -> None:
@@ -485,7 +500,6 @@ async def longest_stall(app: Any) -> float:
             before = now
 
     ticks = asyncio.create_task(ticking())
-    answer = await answered(app, http("/metrics", headers=headers(accept_encoding="gzip")))
+    await meanwhile
     ticks.cancel()
-    assert answer.status == 200
     return max(stalls)

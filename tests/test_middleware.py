@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, QueuePool, create_engine, text
 from sqlalchemy.orm import Session
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -775,3 +775,18 @@ def test_a_request_s_account_has_what_any_other_has() -> None:
     (ledger,) = ledgers
     assert ledger.is_request
     assert [name for name in Ledger.__slots__ if not hasattr(ledger, name)] == []
+
+
+def test_settings_that_come_late_begin_anew() -> None:
+    """A watch that was there before its application's settings remembers nothing from before them."""
+    watch = SessionWatch(registry=CollectorRegistry(), sinks=())
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    with watch:
+        with watch.job("early"):
+            left = Session(engine)
+            left.execute(text("SELECT 1"))
+        assert [cause.open for cause in watch.causes()] == [1]
+        watch.begin_anew(Settings(recent=7))
+        assert (watch.attached, watch.findings(), watch.causes(), watch.open_findings()) == (True, (), (), ())
+        left.close()
+    engine.dispose()

@@ -95,7 +95,7 @@ def test_threads_are_told() -> None:
     """The page names every thread; all are daemons."""
     threads, answers = ([_keywords(call) for call in calls(name)] for name in ("Thread", "fulfil"))
     assert {thread["daemon"] for thread in threads} == {"True"}
-    forwarded = [thread for thread in threads if thread["name"] == "name"]  # in apart, by who calls fulfil
+    forwarded = [thread for thread in threads if thread["name"] == "name"]  # in off_loop, by who calls fulfil
     assert len(forwarded) == 1
     named = [ast.literal_eval(each["name"]) for each in (*threads, *answers) if each not in forwarded]
     assert [name for name in named if f"`{name}`" not in TEXT] == []

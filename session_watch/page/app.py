@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, quote
 from starlette.types import Receive, Scope, Send
 
 from session_watch import routes
-from session_watch.apart import fulfil
 from session_watch.inbox import ERRORS
+from session_watch.off_loop import fulfil
 from session_watch.page import access
 from session_watch.page.access import ADMITTED, STALE, TOO_MANY, Door
 from session_watch.page.report import Report
@@ -55,9 +55,8 @@ class Page:
         self._report = report
         self._hosts = frozenset(hosts)
 
-    def takes(self, scope: Scope) -> bool:
-        """Whether the path is the page's own or below it."""
-        path = routes.path_below_root(scope)
+    def takes(self, path: str) -> bool:
+        """Whether the path, without the application's root, is the page's own or below it."""
         return path == self.path or path.startswith(f"{self.path}/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -42,14 +42,14 @@ _lock = threading.Lock()
 _pulses: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pulse] = weakref.WeakKeyDictionary()
 
 
-def blocked(at: float) -> Blocked | None:
+def longest(at: float) -> Blocked | None:
     """The loop that has stood still longest as of ``at`` (seconds of the clock); asks the others to turn."""
     with _lock:
         for ledger in tuple(open_ledgers):
             if ledger.loop is not None and ledger.loop not in _pulses:
                 _pulses[ledger.loop] = Pulse(ledger.thread)
         late = [pulse for loop, pulse in tuple(_pulses.items()) if _is_late(loop, pulse, at)]
-    return _longest(late, at)
+    return _of_longest(late, at)
 
 
 def _is_late(loop: asyncio.AbstractEventLoop, pulse: Pulse, at: float) -> bool:
@@ -63,7 +63,7 @@ def _is_late(loop: asyncio.AbstractEventLoop, pulse: Pulse, at: float) -> bool:
     return pulse.asked_at is not None and at - pulse.asked_at >= BLOCKED_AFTER
 
 
-def _longest(late: Iterable[Pulse], at: float) -> Blocked | None:
+def _of_longest(late: Iterable[Pulse], at: float) -> Blocked | None:
     asked = [(pulse.asked_at, pulse) for pulse in late if pulse.asked_at is not None]
     if not asked:
         return None
