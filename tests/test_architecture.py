@@ -30,7 +30,8 @@ LAYERS = (
     ("live",),
     ("books",),
     ("sinks.metrics", "sinks.worker_files", "raising", "blocked_loops"),
-    ("sinks.multiprocess", "jobs", "state"),
+    ("sinks.worker_sums", "jobs", "state"),
+    ("sinks.multiprocess",),
     ("sinks.exporting", "state_files"),
     ("watch",),
     ("exposition", "page", "testing", "suite_watch"),
@@ -61,6 +62,7 @@ ONLY_IN = {
     "prometheus_client": {
         "sinks.metrics",
         "sinks.worker_files",
+        "sinks.worker_sums",
         "sinks.multiprocess",
         "watch",
         "exposition",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy import Engine, text
@@ -31,9 +32,11 @@ from session_watch.sinks.worker_files import (
     WorkerFiles,
     _put_number,
     ask,
+    files_in,
     have_answered,
     remove_gauges_of_the_dead,
 )
+from session_watch.sinks.worker_sums import BROKEN, added_up, metrics_of
 from tests.asgi import call
 from tests.items import bare_items
 from tests.without_advice import unadvised
@@ -476,7 +479,42 @@ def test_broken_file(directory: Path, engine: Engine) -> None:
         answer = call(metrics_app(watch))
         assert answer.status == 200
         assert total(parsed(answer.text), "transactions_total") == 1
-    assert ERRORS.internal[f"{STAGE}: a broken file"] >= 2
+    assert ERRORS.internal[BROKEN] >= 2
+
+
+def test_broken_key(directory: Path, engine: Engine) -> None:
+    """A number whose key says nothing is left out and counted; the others of its file are not."""
+    file = NumbersFile(directory / "counter_session-watch-7.db")
+    file.add(f'["{PREFIX}transactions", "{PREFIX}transactions_total", {{"outcome": "committed"}}, ""]', 2)
+    file.add('["session_watch_transactions", nothing', 5)
+    file.close()
+    before = ERRORS.internal[BROKEN]
+    with watching(registry=REGISTRY) as watch:
+        called(watch, engine, "/commit")
+        assert total(scraped(watch.registry), "transactions_total") == 3
+    assert ERRORS.internal[BROKEN] > before
+
+
+def test_sums_are_those_of_prometheus_client(directory: Path, engine: Engine) -> None:
+    """Three workers' numbers make together what prometheus_client's own collector makes of them."""
+    with watching(registry=REGISTRY) as watch:
+        called(watch, engine, "/commit", "/leak", "/commit")
+        watch.sweep()
+        for number in (7, 8):
+            for path in tuple(directory.glob("*-0.db")):
+                file = NumbersFile(path.with_name(path.name.replace("-0.", f"-{number}.")))
+                for key, value in NumbersFile(path).values.items():
+                    file.set(key, value * number)
+                file.close()
+        ours = tuple(files_in(directory, ours=True))
+        assert len(ours) > 9
+        expected = MultiProcessCollector.merge([str(file) for file in ours])  # type: ignore[no-untyped-call]  # prometheus_client's
+        assert plain(metrics_of(added_up(ours))) == plain(expected)
+
+
+def plain(metrics: Iterable[Metric]) -> set[tuple[str, frozenset[tuple[str, str]], float]]:
+    """Every sample, comparable."""
+    return {(sample.name, frozenset(sample.labels.items()), sample.value) for m in metrics for sample in m.samples}
 
 
 def test_broken_file_that_is_taken_over(directory: Path, engine: Engine) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import sqlalchemy
 from prometheus_client import CollectorRegistry
@@ -108,6 +108,26 @@ BY_NAME = {described.name: described for described in METRICS}
 Samples = Iterator[tuple[tuple[str, ...], float]]
 
 
+class OneByOne(Sequence[Sample]):
+    """The samples of a metric, each made when it is looked at, and gone when the next one is.
+
+    prometheus_client only ever goes through them. As a list, those of some hundred routes are so many objects at
+    once that Python collects garbage, and a full collection stops every thread, the event loop's too.
+    """
+
+    def __init__(self, make: Callable[[], Iterable[Sample]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._make())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+
 class Exporter(Protocol):
     """How the numbers of one watch reach whoever scrapes."""
 
@@ -193,19 +213,17 @@ class WatchCollector(Collector):
             for labels, histogram in sorted(histograms_of(self._watch, described.name)):
                 family.add_metric(labels, _buckets(histogram), histogram.total)
             return family
-        for labels, value in sorted(samples_of(self._watch, described.name)):
-            if isinstance(family, GaugeMetricFamily):
-                family.add_metric(labels, value)
-            else:
-                family.add_metric(labels, self._never_less(described.name, labels, value))
-        if described.name == "findings_total":
-            family.samples = [self._with_exemplar(described, sample) for sample in family.samples]
+        values = sorted(samples_of(self._watch, described.name))
+        if described.kind == "counter":
+            values = [(labels, self._never_less(described.name, labels, value)) for labels, value in values]
+        family.samples = OneByOne(lambda: self._samples(described, values))  # type: ignore[assignment]  # see there
         return family
 
-    def _with_exemplar(self, described: Described, sample: Sample) -> Sample:
-        labels = tuple(sample.labels[name] for name in described.labels)
-        exemplar = _exemplar(self._watch.tally.examples.get(labels))
-        return sample if exemplar is None else sample._replace(exemplar=exemplar)
+    def _samples(self, described: Described, values: Iterable[tuple[tuple[str, ...], float]]) -> Iterator[Sample]:
+        examples = self._watch.tally.examples if described.name == "findings_total" else {}
+        for labels, value in values:
+            named = dict(zip(described.labels, labels, strict=True))
+            yield Sample(PREFIX + described.name, named, value, exemplar=_exemplar(examples.get(labels)))
 
     def _never_less(self, name: str, labels: tuple[str, ...], value: float) -> float:
         """A checkout that ends while we add is for an instant in neither sum; a counter must not show that."""

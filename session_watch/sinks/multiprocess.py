@@ -32,6 +32,7 @@ from session_watch.sinks.metrics import (
     samples_of,
 )
 from session_watch.sinks.worker_files import WorkerFiles, ask, files_in, have_answered, remove_gauges_of_the_dead
+from session_watch.sinks.worker_sums import BROKEN, added_up, metrics_of
 from session_watch.tally import Histogram
 
 if TYPE_CHECKING:
@@ -323,9 +324,7 @@ class AllWorkers(Collector):
         directory = self._exporter.directory
         with suppress(OSError):
             remove_gauges_of_the_dead(directory)
-        found = {metric.name: metric for metric in merged(files_in(directory, ours=True))}
-        for empty in described_only():
-            yield found.get(empty.name, empty)
+        return metrics_of(added_up(files_in(directory, ours=True)))
 
 
 class Others(Collector):
@@ -340,29 +339,29 @@ class Others(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Everything in the directory that is not ours."""
-        return merged(files_in(self._directory, ours=False))
+        return _merged(files_in(self._directory, ours=False))
 
 
-def merged(files: Iterable[str]) -> Iterable[Metric]:
+def _merged(files: Iterable[Path]) -> Iterable[Metric]:
     """The metrics of these files as one. A broken file is left out, and counted."""
-    several = list(files)
+    several = list(map(str, files))
     try:
-        return _merged(several)
+        return _read(several)
     except Exception:  # whatever a broken file makes of its reader
-        return _merged([file for file in several if _is_readable(file)])
+        return _read([file for file in several if _is_readable(file)])
 
 
-def _merged(files: list[str]) -> Iterable[Metric]:
+def _read(files: list[str]) -> Iterable[Metric]:
     metrics: Iterable[Metric] = MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]  # prometheus_client's
     return metrics
 
 
 def _is_readable(file: str) -> bool:
     try:
-        _merged([file])
+        _read([file])
     except FileNotFoundError:
         return False
     except Exception as error:
-        ERRORS.failed(f"{STAGE}: a broken file", error)
+        ERRORS.failed(BROKEN, error)
         return False
     return True

@@ -44,7 +44,7 @@ class NumbersFile:
         self._places: dict[str, int] = {}
         if not path.exists():
             _create(path)
-        for key, value, _, place in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]  # prometheus_client's
+        for key, value, place in numbers_in(path):
             self.values[key], self._places[key] = value, place
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -79,6 +79,12 @@ class NumbersFile:
     def close(self) -> None:
         """Let go of the file."""
         os.close(self._file)
+
+
+def numbers_in(path: Path) -> Iterator[tuple[str, float, int]]:
+    """Each key, its number and where that stands. Raises OSError and what a broken file makes of its reader."""
+    for key, value, _, place in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]  # prometheus_client's
+        yield key, value, place
 
 
 def _create(path: Path) -> None:
@@ -243,6 +249,6 @@ def _number_in(path: Path) -> int:
         return 0
 
 
-def files_in(directory: Path, *, ours: bool) -> Iterator[str]:
+def files_in(directory: Path, *, ours: bool) -> Iterator[Path]:
     """Every file of numbers that is ours, or that is not."""
-    return (str(path) for path in sorted(directory.glob("*.db")) if (f"_{NAME}" in path.name) == ours)
+    return (path for path in sorted(directory.glob("*.db")) if (f"_{NAME}" in path.name) == ours)
