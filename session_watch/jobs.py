@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from session_watch.books import BOOKS
 from session_watch.current import CURRENT, open_ledger, working
-from session_watch.expecting import decorated
+from session_watch.decorating import decorated
 from session_watch.ledger import Ledger
 from session_watch.raising import raise_if_asked
 from session_watch.settings import check_text

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Generator, Iterator
 from contextvars import Token
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,16 +15,17 @@ from session_watch import suite
 from session_watch.current import CURRENT, open_ledger
 from session_watch.ledger import Ledger
 from session_watch.rule_names import refusal
-from session_watch.suite_session import Options, SuiteSession
-from session_watch.testing import watching
-from session_watch.watch import SessionWatch
+
+if TYPE_CHECKING:
+    from session_watch.suite_session import SuiteSession
+    from session_watch.watch import SessionWatch
 
 MODES = ("off", "warn", "fail")
 WORK = pytest.StashKey[Ledger]()
 TOKEN = pytest.StashKey[Token[Ledger]]()
 ENDS = pytest.StashKey[bool]()
 RUNNING = pytest.StashKey[pytest.Item]()
-SESSION = pytest.StashKey[SuiteSession]()
+SESSION = pytest.StashKey["SuiteSession"]()
 SCOPES = ((pytest.Class, "class"), (pytest.Package, "package"), (pytest.Module, "module"))
 MARKER = (
     "session_watch(allow=[rule, ...], reason=...): findings of these rules in this test are expected, "
@@ -63,32 +64,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse what cannot be done before any test runs, and begin to watch where that is asked for."""
     config.addinivalue_line("markers", MARKER)
-    options = _options(config)
-    if options.mode != "off":
-        session = SuiteSession(config, options)
+    mode = _mode(config)
+    if mode != "off":
+        session = _suite_session(config, mode)
         config.stash[SESSION] = session
         config.pluginmanager.register(session, "session_watch_suite")
 
 
-def _options(config: pytest.Config) -> Options:
+def _mode(config: pytest.Config) -> str:
     given = config.getoption("session_watch")
-    mode = config.getini("session_watch") if given is None else given
+    mode: str = config.getini("session_watch") if given is None else given
     if mode not in MODES:
         place = f"session_watch in {config.inipath or 'the ini file'}"
         raise pytest.UsageError(refusal(place, mode, ", ".join(MODES), among=MODES))
+    return mode
+
+
+def _suite_session(config: pytest.Config, mode: str) -> SuiteSession:
+    # Where nothing is judged, nothing of what judges is imported.
+    from session_watch.suite_session import Options, SuiteSession
+
     directory = config.invocation_params.dir
     baseline, report = config.getoption("session_watch_baseline"), config.getoption("session_watch_report")
-    return Options(
+    options = Options(
         mode=mode,
         baseline=None if baseline is None else directory / os.fspath(baseline),
         update=bool(config.getoption("session_watch_update_baseline")),
         report=None if report is None else directory / os.fspath(report),
     )
+    return SuiteSession(config, options)
 
 
 @pytest.fixture
 def session_watcher(request: pytest.FixtureRequest) -> Generator[SessionWatch, None, None]:
     """A watch of this test's own, whatever --session-watch says: ``findings()``, ``live()``, ``assert_clean()``."""
+    from session_watch.testing import watching
+
     session = request.config.stash.get(SESSION, None)
     with watching(None if session is None else session.watch.settings) as watch:
         yield watch

@@ -10,7 +10,7 @@ from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 from session_watch.current import CURRENT, open_ledger, open_ledgers
-from session_watch.expecting import decorated
+from session_watch.decorating import decorated
 from session_watch.ledger import OUTSIDE, Ledger
 
 KIND = "test"

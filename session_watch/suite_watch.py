@@ -17,7 +17,7 @@ from session_watch.pools import PoolBook
 from session_watch.raising import is_proved_error
 from session_watch.rules import RULES
 from session_watch.settings import Settings
-from session_watch.sinks.log import TOLD_BY
+from session_watch.sinks import TOLD_BY
 from session_watch.suite import KIND
 from session_watch.suite_report import Verdict
 from session_watch.watch import SessionWatch

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from session_watch import suite
 from session_watch.books import BOOKS
-from session_watch.expecting import decorated
+from session_watch.decorating import decorated
 from session_watch.ledger import Ledger
 from session_watch.raising import SessionLeakError, demand_none
 from session_watch.settings import Settings

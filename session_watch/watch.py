@@ -35,7 +35,6 @@ from session_watch.request_ids import request_id_of
 from session_watch.rules import BLAME, RULES, rank
 from session_watch.settings import Ignore, Settings, switched_off
 from session_watch.sinks import Sink, exporting
-from session_watch.sinks.log import LogSink
 from session_watch.sinks.metrics import Exporter
 from session_watch.sinks.span import SpanSink
 from session_watch.snapshot import is_out
@@ -87,6 +86,8 @@ class SessionWatch:
     1,000 waiting. ``clock``: seconds, monotonic.
     """
 
+    tally: Tally
+
     def __init__(
         self,
         settings: Settings | None = None,
@@ -117,7 +118,7 @@ class SessionWatch:
     def _take(self, settings: Settings) -> None:
         self.settings = settings
         if self._logs:
-            self.sinks = (LogSink(settings), SpanSink())
+            self.sinks = _default_sinks(settings)
         self.tally = Tally(max_routes=settings.max_routes, max_pools=settings.max_pools)
         self._active = settings.active_rules()
         self._recent: deque[Finding] = deque(maxlen=settings.recent)
@@ -587,6 +588,13 @@ class SessionWatch:
         if not self._start_told or "page_token" in facts:
             self._start_told = True
             self._to_sinks("started", facts)
+
+
+def _default_sinks(settings: Settings) -> tuple[Sink, ...]:
+    # structlog is the larger part of what importing this package takes; a test suite's watch logs nothing.
+    from session_watch.sinks.log import LogSink
+
+    return (LogSink(settings), SpanSink())
 
 
 def _is_used_late(subject: Any) -> bool:

@@ -17,7 +17,7 @@ PACKAGE = "session_watch"
 # Each module imports only from the lines above its own (a package: its own modules too). What is not ours to
 # arrange, the demo, is an application like any other: it uses the public names.
 LAYERS = (
-    ("facts", "rule_names", "statements", "failures", "drivers", "routes", "inbox", "off_loop", "server"),
+    ("facts", "rule_names", "statements", "failures", "drivers", "routes", "inbox", "off_loop", "server", "decorating"),
     ("findings", "settings", "call_site", "baseline", "suite_report"),
     ("ledger", "rules", "sinks", "callbacks", "contexts"),
     ("pools", "request_ids", "tracing", "tally", "sinks.log", "sinks.span"),

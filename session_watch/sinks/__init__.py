@@ -6,6 +6,9 @@ from typing import Protocol
 
 from session_watch.findings import Finding
 
+# Who tells findings in place of the log for now: a test suite, that would else tell each of them twice.
+TOLD_BY: set[object] = set()
+
 
 class Sink(Protocol):
     """Whoever is told of findings: anything that can be called with one, a plain function too.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from session_watch.sinks.metrics import Exporter, SingleProcess
-from session_watch.sinks.multiprocess import Multiprocess
 
 if TYPE_CHECKING:
     from session_watch.watch import SessionWatch
@@ -24,6 +23,9 @@ def chosen(watch: SessionWatch, before: Exporter | None = None) -> Exporter:
     directory = os.environ.get(VARIABLE, "")
     if not directory or any(other.attached for other in _writing if other is not watch):
         return before if isinstance(before, SingleProcess) else SingleProcess(watch)
+    # Few processes have such a directory, and this is no small import.
+    from session_watch.sinks.multiprocess import Multiprocess
+
     if isinstance(before, Multiprocess) and before.directory == Path(directory):
         return before  # it knows what it has written
     _writing.add(watch)

@@ -18,6 +18,7 @@ import structlog
 
 from session_watch.findings import Finding, Resolved, Severity
 from session_watch.settings import Settings, log_format
+from session_watch.sinks import TOLD_BY
 
 LOGGER = "session_watch"
 MAX_JSON = 7_400
@@ -30,9 +31,6 @@ _CUTS = ((20, MAX_JSON), (5, MAX_JSON), (5, 1000), (5, 250), (5, 60), (1, 60))
 # that hourly too would be twice the lines.
 FINDING_GAPS, RESOLVED_GAPS = (60.0, 600.0, 3600.0), (60.0, 600.0, 3600.0, 21600.0)
 ONCE, HOURLY = (math.inf,), (3600.0,)
-
-# Who tells findings in place of the log for now: a test suite, that would else tell each of them twice.
-TOLD_BY: set[object] = set()
 
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.ADVICE: "info"}
 _FIRST = ("summary", "fingerprint", "repeats")

@@ -1,0 +1,83 @@
+"""Puts each call of a function, or each step of its coroutine or generator, inside a block of its own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def decorated(function: Function, block: Callable[[], Any]) -> Function:
+    """The function with each call, or each step of a generator, inside a block of its own."""
+    if inspect.isasyncgenfunction(function):
+        wrapper = _async_generator(function, block)
+    elif inspect.iscoroutinefunction(function):
+        wrapper = _coroutine(function, block)
+    elif inspect.isgeneratorfunction(function):
+        wrapper = _generator(function, block)
+    else:
+        wrapper = _plain(function, block)
+    return functools.wraps(function)(wrapper)  # type: ignore[return-value]  # same signature, which wraps() cannot say
+
+
+def _plain(function: Callable[..., Any], block: Callable[[], Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with block():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _coroutine(function: Callable[..., Any], block: Callable[[], Any]) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with block():
+            return await function(*args, **kwargs)
+
+    return wrapper
+
+
+def _generator(function: Callable[..., Any], block: Callable[[], Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        steps = function(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(next, steps)
+        while True:
+            try:
+                with block():
+                    value = step()
+            except StopIteration as stop:
+                return stop.value
+            try:
+                step = functools.partial(steps.send, (yield value))
+            except GeneratorExit:
+                with block():
+                    steps.close()
+                raise
+            except BaseException as error:
+                step = functools.partial(steps.throw, error)
+
+    return wrapper
+
+
+def _async_generator(function: Callable[..., Any], block: Callable[[], Any]) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        steps = function(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(anext, steps)
+        while True:
+            try:
+                with block():
+                    value = await step()
+            except StopAsyncIteration:
+                return
+            try:
+                step = functools.partial(steps.asend, (yield value))
+            except GeneratorExit:
+                with block():
+                    await steps.aclose()
+                raise
+            except BaseException as error:
+                step = functools.partial(steps.athrow, error)
+
+    return wrapper
