@@ -86,8 +86,9 @@ INSTALLED = (os.path.join("", "site-packages", ""), os.path.join("", "dist-packa
 LOOP_FILES = tuple(os.path.join("asyncio", name) for name in ("events.py", "base_events.py", "runners.py"))
 NEVER_YOURS = ("fastapi", "starlette", "sqlalchemy", "sqlmodel", "anyio")
 
-# What SQLAlchemy makes its decorators of, for one those of commit() and flush(): they stand next to its own code.
-GENERATED = "<string>"
+# What SQLAlchemy makes its decorators of, for one those of commit() and flush(): before 2.1 it is told from what
+# others make by standing next to SQLAlchemy's own code.
+GENERATED, GENERATED_BY_SQLALCHEMY = "<string>", "<sqlalchemy generated "
 
 _kinds: dict[str, int] = {}
 _yours: set[str] = set()
@@ -280,7 +281,7 @@ def _kind_of(filename: str) -> int:
         demo = filename.startswith(os.path.join(HERE, "demo", ""))
         return APPLICATION if demo else BOUNDARY if filename.endswith("middleware.py") else PASSAGE
     module = module_name(filename)
-    if module.partition(".")[0] in ("sqlalchemy", "sqlmodel"):
+    if module.partition(".")[0] in ("sqlalchemy", "sqlmodel") or filename.startswith(GENERATED_BY_SQLALCHEMY):
         return PASSAGE
     if _under(module, _helpers):
         return HELPER

@@ -48,6 +48,7 @@ from session_watch.statements import (
     WRITE,
     created_temporary,
     effect,
+    is_ordinary,
     is_plain_dml,
     known_effect,
     on_temporary,
@@ -439,7 +440,10 @@ def _changed(opened: Any, statement: str, context: Any, what: int) -> None:
 
 
 def _wrote(opened: Any, statement: str, context: Any) -> None:
-    if on_temporary(statement, getattr(opened, "temporary", frozenset())) or _commits_itself(statement, context):
+    temporary: frozenset[str] = getattr(opened, "temporary", frozenset())
+    if (temporary or not is_ordinary(statement)) and (
+        on_temporary(statement, temporary) or _commits_itself(statement, context)
+    ):
         return
     opened.writes += 1
     opened.last_was_write = True

@@ -74,6 +74,16 @@ def is_plain_dml(sql: str) -> bool:
     return _first_word(skeleton(sql[:READ_AT_MOST])[0]) in PLAIN_DML
 
 
+def is_ordinary(sql: str) -> bool:
+    """Whether it is plain DML on no table that could be a temporary one by its name alone: what most writes are."""
+    return len(sql) < READ_AT_MOST and _is_ordinary(sql)
+
+
+@lru_cache(maxsize=KEPT)
+def _is_ordinary(sql: str) -> bool:
+    return is_plain_dml(sql) and "temp" not in sql.lower()
+
+
 def created_temporary(sql: str) -> str | None:
     """The name of the temporary table this statement makes, folded; None for any other statement."""
     return target(sql) if effect(sql) is TEMPORARY else None

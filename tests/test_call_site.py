@@ -20,10 +20,11 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from session_watch import Finding, SessionWatchMiddleware, Settings, call_site, listeners
 from session_watch.call_site import Ways, caller, resolve
+from session_watch.inbox import ERRORS
 from tests.apps.marks import Marks
 from tests.asgi import call
 from tests.without_advice import watching
@@ -675,6 +676,39 @@ def test_remembered_way_through_a_context_manager(sessions: sessionmaker[Session
         site = only_site(watch.findings())
         kept.pop().close()
     assert_at(site, "here: in the scope")
+
+
+class Row(DeclarativeBase):
+    """What a flush writes."""
+
+    __abstract__ = True
+
+
+class Item(Row):
+    """An item."""
+
+    __tablename__ = "items"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+def test_way_of_a_flush_is_remembered(sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush goes through what SQLAlchemy generates at run time; that is its own code too, and is walked once."""
+
+    def flush_again() -> None:
+        session.add(Item())
+        session.flush()
+
+    def walked(*_: object) -> None:
+        raise AssertionError("walked again")
+
+    with watching(), sessions() as session:
+        Row.metadata.create_all(session.connection())
+        for _ in range(2):
+            flush_again()
+        monkeypatch.setattr(call_site, "_walk", walked)
+        before = sum(ERRORS.internal.values())
+        flush_again()
+        assert sum(ERRORS.internal.values()) == before
 
 
 async def test_remembered_ways_are_right_across_greenlets(maze: Maze, sources: Sources) -> None:

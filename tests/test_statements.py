@@ -17,6 +17,7 @@ from session_watch.statements import (
     WRITE,
     created_temporary,
     effect,
+    is_ordinary,
     masked,
     on_temporary,
     summary,
@@ -284,6 +285,23 @@ CHOSEN = frozenset({"chosen"})
 def test_on_temporary(expected: bool, sql: str) -> None:
     """Whether what is written to goes away by itself."""
     assert on_temporary(sql, CHOSEN) is expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "sql"),
+    [
+        pytest.param(True, "INSERT INTO orders VALUES (1)", id="insert"),
+        pytest.param(True, "/* who */ update orders SET paid = 1", id="update after a comment"),
+        pytest.param(False, "INSERT INTO temp.orders VALUES (1)", id="the temporary schema"),
+        pytest.param(False, "CREATE TABLE orders (id INTEGER)", id="DDL"),
+        pytest.param(False, "WITH old AS (SELECT 1) DELETE FROM orders", id="after WITH"),
+        pytest.param(False, "SELECT 1", id="a read"),
+        pytest.param(False, f"INSERT INTO orders VALUES ('{'x' * 20_000}')", id="too long to be remembered"),
+    ],
+)
+def test_ordinary_writes(expected: bool, sql: str) -> None:
+    """Of plain DML on a table that its name tells from temporary ones, nothing else needs to be asked."""
+    assert is_ordinary(sql) is expected
 
 
 @pytest.mark.parametrize(
