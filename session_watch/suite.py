@@ -6,7 +6,7 @@ import contextlib
 import types
 from collections.abc import Callable, Iterator
 from contextvars import Token
-from inspect import isasyncgenfunction, iscoroutinefunction
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 from session_watch.current import CURRENT, open_ledger, open_ledgers
@@ -14,6 +14,7 @@ from session_watch.decorating import decorated
 from session_watch.ledger import OUTSIDE, Ledger
 
 KIND = "test"
+ASYNCHRONOUS = CO_COROUTINE | CO_ASYNC_GENERATOR
 
 
 def new_work(label: str, parent: Ledger | None = None) -> Ledger:
@@ -78,5 +79,8 @@ def bound(function: Callable[..., Any], ledger: Ledger) -> Callable[..., Any]:
 
 
 def is_asynchronous(function: Any) -> bool:
-    """Whether it is a coroutine function or an asynchronous generator function."""
+    """Whether it is a coroutine function or an asynchronous generator function; asked for every test and fixture."""
+    flags: int | None = getattr(getattr(function, "__code__", None), "co_flags", None)
+    if flags is not None:
+        return bool(flags & ASYNCHRONOUS)
     return iscoroutinefunction(function) or isasyncgenfunction(function)

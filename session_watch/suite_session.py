@@ -22,9 +22,7 @@ from session_watch.suite_watch import Charge, Court, SuiteWatch, raised_in, suit
 
 MARK = "session_watch"
 NOWHERE = "no test"
-RAISED = pytest.StashKey[frozenset[str]]()
-EXPECTED_TO_FAIL = pytest.StashKey[bool]()
-VERDICTS = pytest.StashKey[list[Verdict]]()
+NOTHING_RAISED: frozenset[str] = frozenset()
 TOLD_AS: dict[type[BaseException], str] = {SessionLeakError: "error", SessionLeakWarning: "warning"}
 # What chooses among the tests: a run with one of these proves nothing of the others.
 CHOICES = ("keyword", "markexpr", "deselect", "lf", "last_failed", "stepwise")
@@ -57,6 +55,9 @@ class SuiteSession:
         self.late: list[Verdict] = []
         self.verdicts: list[Verdict] = []
         self.judged = 0
+        # Of the test that runs.
+        self.raised, self.fails_as_expected = NOTHING_RAISED, False
+        self.reporting: Reporting | None = None
 
     def pytest_report_header(self) -> str:
         """Say that tests are judged, and against what."""
@@ -108,13 +109,13 @@ class SuiteSession:
         for charge in worth_telling(self.watch.take()):
             test = _charged(charge, ledger.label)
             if test in allowed:
-                raised = item.stash.get(RAISED, frozenset()).union(DEMANDED) if test == ledger.label else ()
+                raised = self.raised.union(DEMANDED) if test == ledger.label else ()
                 verdict = self.court.verdict(charge, test, allowed=allowed[test], raised=raised)
-                verdicts.append((_excused(verdict, item, ledger.label), charge.finding))
+                verdicts.append((self._excused(verdict, ledger.label), charge.finding))
             else:
                 self._judge_late(charge)
         DEMANDED.clear()
-        item.stash[VERDICTS] = [verdict for verdict, _ in verdicts]
+        self._report(item, [verdict for verdict, _ in verdicts])
         self._tell(item, verdicts, failure)
 
     def _settle_scopes(self) -> dict[str, frozenset[str]]:
@@ -123,6 +124,19 @@ class SuiteSession:
         for _, ledger in ended:
             self.watch.settle(ledger)
         return {ledger.label: _allowed_in(node) for node, ledger in ended}
+
+    def _excused(self, verdict: Verdict, label: str) -> Verdict:
+        """A test that has failed as it is expected to stays one expected failure."""
+        expected = self.fails_as_expected and verdict.test == label
+        return replace(verdict, fate="excused") if expected and verdict.fate == "error" else verdict
+
+    def _report(self, item: pytest.Item, verdicts: list[Verdict]) -> None:
+        """Have the teardown's report show them. The hook for that costs every test, so it waits for the first."""
+        if verdicts and self.reporting is None:
+            self.reporting = Reporting()
+            self.config.pluginmanager.register(self.reporting, "session_watch_reporting")
+        if self.reporting is not None:
+            self.reporting.verdicts[item.nodeid] = verdicts
 
     def _judge_late(self, charge: Charge) -> None:
         """What an earlier test did is told of that test, in the summary: its reports are out."""
@@ -140,27 +154,19 @@ class SuiteSession:
         elif self.options.mode == "warn":
             _warn(item, [finding for verdict, finding in verdicts if verdict.fate == "warning"], failure)
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Show what a test left as people read it, and send it along as data."""
-        report = yield
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
+        """Note what the test itself has raised."""
         if call.when == "setup":
-            item.stash[RAISED], item.stash[EXPECTED_TO_FAIL], item.stash[VERDICTS] = frozenset(), False, []
-        if call.when == "teardown":
-            verdicts = item.stash.get(VERDICTS, [])
-            report.session_watch = [asdict(verdict) for verdict in verdicts]  # type: ignore[attr-defined]
-            raised = None if call.excinfo is None else TOLD_AS.get(type(call.excinfo.value))
-            told = [verdict for verdict in verdicts if verdict.fate == raised]
-            if call.excinfo is not None and told:
-                _show(report, call.excinfo, told)
-                _keep_failed(report, told, item)
-        else:
-            error = None if call.excinfo is None else call.excinfo.value
-            item.stash[RAISED] = item.stash.get(RAISED, frozenset()) | raised_in(error)
-            item.stash[EXPECTED_TO_FAIL] |= hasattr(report, "wasxfail") and report.skipped
-        return report
+            self.raised, self.fails_as_expected = NOTHING_RAISED, False
+        if call.excinfo is not None and call.when != "teardown":
+            self.raised |= raised_in(call.excinfo.value)
+            self.fails_as_expected = not isinstance(call.excinfo.value, pytest.skip.Exception)
+
+    def pytest_exception_interact(self, call: pytest.CallInfo[None]) -> None:
+        """Pytest comes here for each failure, save those that are expected."""
+        if call.when != "teardown":
+            self.fails_as_expected = False
 
     # Telling
 
@@ -214,6 +220,29 @@ class SuiteSession:
                 terminalreporter.write_line(line)
         if self.options.update:
             terminalreporter.write_line(f"session_watch: wrote {self.options.baseline}")
+
+
+class Reporting:
+    """Shows in the report of a teardown what the test has left; there from the first such test on."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[str, list[Verdict]] = {}
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Show it as people read it, and send it along as data."""
+        report = yield
+        if call.when == "teardown":
+            verdicts = self.verdicts.pop(item.nodeid, [])
+            report.session_watch = [asdict(verdict) for verdict in verdicts]  # type: ignore[attr-defined]
+            raised = None if call.excinfo is None else TOLD_AS.get(type(call.excinfo.value))
+            told = [verdict for verdict in verdicts if verdict.fate == raised]
+            if call.excinfo is not None and told:
+                _show(report, call.excinfo, told)
+                _keep_failed(report, told, item)
+        return report
 
 
 def _known(options: Options) -> dict[str, Known]:
@@ -287,12 +316,6 @@ def _charged(charge: Charge, running: str) -> str | None:
     if charge.test is None and charge.finding.work_kind != "outside":
         return running
     return charge.test
-
-
-def _excused(verdict: Verdict, item: pytest.Item, label: str) -> Verdict:
-    """A test that has failed as it is expected to stays one expected failure."""
-    expected = item.stash.get(EXPECTED_TO_FAIL, False) and verdict.test == label
-    return replace(verdict, fate="excused") if expected and verdict.fate == "error" else verdict
 
 
 def _text(findings: Iterable[Finding]) -> str:

@@ -36,6 +36,7 @@ LAYERS = (
     ("watch",),
     ("exposition", "page", "testing", "suite_watch"),
     ("middleware", "suite_session"),
+    ("suite_works",),
     ("pytest_plugin",),
     ("",),  # the package itself: the public names
     ("demo", "export", "manual", "loading"),
@@ -73,7 +74,7 @@ ONLY_IN = {
     },
     "structlog": {"sinks.log", "request_ids", "doctor.application"},
     "asgi_correlation_id": {"request_ids"},
-    "pytest": {"pytest_plugin", "suite_session"},
+    "pytest": {"pytest_plugin", "suite_session", "suite_works"},
     "uvicorn": {"commands.run"},
     "click": {"commands.run"},
 }

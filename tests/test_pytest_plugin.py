@@ -9,12 +9,16 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from session_watch import RULES
+
+# pytester forgets what a run within this one is the first to import: a later one would have a second copy.
+import_module("session_watch.suite_session")
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = Path("tests/suites")
