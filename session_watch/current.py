@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 import weakref
 from asyncio import _get_running_loop as get_running_loop
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar, Token
 from threading import get_ident
 from typing import Any
 
@@ -46,6 +47,22 @@ def open_ledger(ledger: Ledger) -> Ledger:
         pass
     open_ledgers.add(ledger)
     return ledger
+
+
+def leave(token: Token[Ledger]) -> None:
+    """Make the former work the current one again."""
+    with contextlib.suppress(ValueError):  # left in another context than it was entered in
+        CURRENT.reset(token)
+
+
+@contextlib.contextmanager
+def within(ledger: Ledger) -> Iterator[None]:
+    """Make an open work the current one for a block."""
+    token = CURRENT.set(ledger)
+    try:
+        yield
+    finally:
+        leave(token)
 
 
 def working() -> Ledger:

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from session_watch.books import BOOKS
-from session_watch.current import CURRENT, open_ledger, working
-from session_watch.decorating import decorated
+from session_watch.current import CURRENT, leave, open_ledger, within, working
+from session_watch.decorating import Block, decorated
 from session_watch.ledger import Ledger
 from session_watch.raising import raise_if_asked
 from session_watch.settings import check_text
@@ -33,6 +33,11 @@ class Job:
 
     def __enter__(self) -> Job:
         """Begin the work."""
+        ledger = self._begun()
+        self._entered[ledger] = CURRENT.set(ledger)
+        return self
+
+    def _begun(self) -> Ledger:
         if not self._watch.released:  # detached by hand it stays so
             self._watch.attach()
         if BOOKS.teller is None:  # a process that was forked off has none yet
@@ -45,8 +50,7 @@ class Job:
             ledger.request = enclosing if enclosing.is_request else enclosing.request
         open_ledger(ledger)
         note_span(ledger)
-        self._entered[ledger] = CURRENT.set(ledger)
-        return self
+        return ledger
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -55,8 +59,7 @@ class Job:
         for ledger in self._candidates():
             token = self._entered.pop(ledger, None)
             if token is not None:  # else another thread has just ended it
-                with contextlib.suppress(ValueError):  # left in another context than it was entered in
-                    CURRENT.reset(token)
+                leave(token)
                 raise_if_asked(BOOKS.settle(ledger, kind), error)
                 return
 
@@ -82,5 +85,16 @@ class Job:
         self.__exit__(kind, error, trace)
 
     def __call__(self, function: Function) -> Function:
-        """Make each call of the function a work."""
-        return decorated(function, functools.partial(Job, self._name, self._watch))
+        """Make each call of the function a work; of a generator, all its steps together are one."""
+        return decorated(function, functools.partial(Job, self._name, self._watch), self._life)
+
+    @contextlib.contextmanager
+    def _life(self) -> Iterator[Block]:
+        ledger, error = self._begun(), None
+        try:
+            yield functools.partial(within, ledger)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            raise_if_asked(BOOKS.settle(ledger, None if error is None else type(error)), error)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import Token
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
-from session_watch.current import CURRENT, open_ledger, open_ledgers
+from session_watch.current import CURRENT, open_ledger, open_ledgers, within
 from session_watch.decorating import decorated
 from session_watch.ledger import OUTSIDE, Ledger
 
@@ -45,27 +44,11 @@ def enter(ledger: Ledger) -> Token[Ledger]:
     return CURRENT.set(open_ledger(ledger))
 
 
-def leave(token: Token[Ledger]) -> None:
-    """Make the former work the current one again."""
-    with contextlib.suppress(ValueError):  # left in another context than it was entered in
-        CURRENT.reset(token)
-
-
 def let_go(ledger: Ledger) -> None:
     """End the work without a judgement."""
     ledger.over = True
     ledger.task = ledger.loop = None
     open_ledgers.discard(ledger)
-
-
-@contextlib.contextmanager
-def within(ledger: Ledger) -> Iterator[None]:
-    """Make an open work the current one for a block."""
-    token = CURRENT.set(ledger)
-    try:
-        yield
-    finally:
-        leave(token)
 
 
 def bound(function: Callable[..., Any], ledger: Ledger) -> Callable[..., Any]:

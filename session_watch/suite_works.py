@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from session_watch import suite
-from session_watch.current import CURRENT, open_ledger
+from session_watch.current import CURRENT, leave, open_ledger, within
 from session_watch.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class SuiteWorks:
         if running is not None:
             if running.function is not None:
                 running.item.obj = running.function  # type: ignore[attr-defined]  # a pytest.Function, as it had one
-            suite.leave(running.token)
+            leave(running.token)
             suite.let_go(running.ledger)
 
     def _end_before_wider_scopes(self, running: Running) -> None:
@@ -107,7 +107,7 @@ class SuiteWorks:
     def _end(self, running: Running) -> None:
         if running is self._running:
             self._settle(running.ledger)
-            suite.leave(running.token)
+            leave(running.token)
             running.token = CURRENT.set(_work_of(running.item.session))  # whose the wider scopes' teardown is
 
     def _settle(self, ledger: Ledger) -> None:
@@ -133,7 +133,7 @@ class SuiteWorks:
         ledger = _work_of(request.node)
         if not ledger.started_at:
             self._begin_scope(request.node, ledger)
-        with _own_steps(fixturedef, request, ledger), suite.within(ledger):
+        with _own_steps(fixturedef, request, ledger), within(ledger):
             return (yield)
 
     def _begin_scope(self, node: Any, ledger: Ledger) -> None:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from session_watch import suite
 from session_watch.books import BOOKS
+from session_watch.current import leave
 from session_watch.decorating import decorated
 from session_watch.ledger import Ledger
 from session_watch.raising import SessionLeakError, demand_none
@@ -58,7 +59,7 @@ class assert_clean:  # noqa: N801  # it reads as a word: with assert_clean(): ..
     ) -> None:
         """Judge what the block leaves."""
         watch, ledger, token = self._entered.pop()
-        suite.leave(token)
+        leave(token)
         BOOKS.settle(ledger, kind)
         errors = watch.errors()
         watch.detach()

@@ -33,6 +33,7 @@ from session_watch import (
 )
 from session_watch import watch as watch_module
 from session_watch.books import BOOKS
+from session_watch.current import current_work
 from session_watch.findings import Resolved, Severity
 from session_watch.inbox import INBOX
 from session_watch.listeners import account_of
@@ -461,6 +462,50 @@ def test_job_in_a_dependency(engine: Engine) -> None:
 
         assert call(SessionWatchMiddleware(answering(generator), watch=watch), "/7").status == 200
         assert works_told(watch) == [(LEFT, "dependency")]
+
+
+def test_job_on_a_generator_is_one_work(engine: Engine) -> None:
+    """Its steps belong to one work, which ends with the last: what it holds in between is not left open."""
+    with watching() as watch:
+
+        @watch.job("export")
+        def innocent() -> Iterator[int]:
+            with Session(engine) as session:
+                yield from session.scalars(text("SELECT 1 UNION SELECT 2"))
+
+        @watch.job("lost")
+        def guilty() -> Iterator[int]:
+            with Session(engine) as session:
+                session.execute(WRITE)
+                yield 1
+
+        here = current_work()
+        assert (list(innocent()), told(watch)) == ([1, 2], [])
+        for _ in innocent():
+            break
+        gc.collect()
+        assert told(watch) == []
+        for _ in guilty():
+            assert current_work() is here
+        assert works_told(watch) == [(LOST, "lost")]
+        for _ in guilty():
+            break  # who stops half way has asked for no more
+        gc.collect()
+        assert works_told(watch) == [(LOST, "lost")]
+
+
+async def test_job_on_an_asynchronous_generator_is_one_work(async_engine: AsyncEngine) -> None:
+    """The same for steps that are awaited."""
+    with watching() as watch:
+
+        @watch.job("export")
+        async def innocent() -> AsyncIterator[int]:
+            async with AsyncSession(async_engine) as session:
+                for value in await session.scalars(text("SELECT 1 UNION SELECT 2")):
+                    yield value
+
+        assert [value async for value in innocent()] == [1, 2]
+        assert told(watch) == []
 
 
 def test_decorated_generator_is_driven_as_before() -> None:
