@@ -61,6 +61,16 @@ def in_transaction(proxy: Any) -> bool | None:
     return None
 
 
+def has_committed(proxy: Any) -> bool:
+    """Whether all that was written is there for good, though the session has not committed: known of SQLite alone.
+
+    Python's sqlite3 begins a transaction before INSERT, UPDATE and DELETE, and not before a savepoint: where nothing
+    was written before it, the release of the outermost savepoint commits.
+    """
+    driver = getattr(proxy, "driver_connection", None)
+    return hasattr(driver, "total_changes") and getattr(driver, "in_transaction", True) is False
+
+
 def is_loop_bound(pool: Any) -> bool:
     """Whether the pool's connections can be used on the event loop alone on which they were made."""
     dialect = getattr(pool, "_dialect", None)

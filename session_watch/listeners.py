@@ -17,6 +17,7 @@ from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 from session_watch import current, incidents
 from session_watch.call_site import Ways, caller, whoami
 from session_watch.current import acting, current_work, detached, somebody, task_in
+from session_watch.drivers import has_committed
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
 from session_watch.incidents import (
@@ -201,6 +202,8 @@ def _savepoint_ended(session: Session) -> None:
         _, failure = opened.savepoints.pop()
         if opened.failure is not None and not opened.failure.used_again and not account.closing:
             opened.failure = failure
+        if opened.writes and any(has_committed(checkout()) for checkout in opened.checkouts):
+            opened.writes = 0
 
 
 def _end(opened: Transaction, account: Account) -> None:

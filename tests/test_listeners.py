@@ -24,6 +24,7 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    func,
     insert,
     select,
     text,
@@ -276,8 +277,10 @@ def _savepoint_kept_in_one_undone(maker: sessionmaker[Session]) -> None:
 
 
 def _savepoint_kept_and_closed(maker: sessionmaker[Session]) -> None:
-    with maker() as session, session.begin_nested():
+    with maker() as session:
         session.execute(insert(Item).values(name="a"))
+        with session.begin_nested():
+            session.execute(insert(Item).values(name="b"))
 
 
 def _conflict_in_savepoint(maker: sessionmaker[Session]) -> None:
@@ -671,6 +674,22 @@ def test_failed_commit_takes_no_write_back(engine: Engine) -> None:
             (held,) = watch.live()
             assert held.writes == 1
         assert rules(watch.findings()) == ["uncommitted"]
+
+
+@pytest.mark.parametrize(("more", "found", "kept"), [(False, [], 1), (True, ["uncommitted"], 1)])
+def test_savepoint_that_commits_by_itself(engine: Engine, more: bool, found: list[str], kept: int) -> None:
+    """Python's sqlite3 begins no transaction before a savepoint, so its release leaves nothing to lose."""
+    if engine.dialect.name != "sqlite":
+        pytest.skip("elsewhere a savepoint stands in a transaction")
+    with watching() as watch:
+        with watch.job("play"), Session(engine) as session:
+            with session.begin_nested():
+                session.execute(insert(Item).values(name="a"))
+            if more:
+                session.execute(insert(Item).values(name="b"))
+        assert rules(watch.findings()) == found
+    with Session(engine) as session:
+        assert session.scalar(select(func.count()).select_from(Item)) == kept
 
 
 # The pool's own account
