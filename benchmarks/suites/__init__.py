@@ -1,0 +1,1 @@
+"""Test suites as people write them, for what the pytest plugin costs."""
