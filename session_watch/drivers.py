@@ -44,10 +44,21 @@ def is_autocommit(proxy: Any, dialect: Any) -> bool:
     with contextlib.suppress(Exception):
         begun = getattr(proxy.driver_connection, "in_transaction", False)  # sqlite3's, by a BEGIN of one's own
         return bool(dialect.detect_autocommit_setting(connection)) and begun is not True
-    with contextlib.suppress(Exception):
-        level = getattr(connection, "isolation_level", "")
-        return getattr(connection, "autocommit", None) is True or level in (None, "autocommit", "AUTOCOMMIT")
+    with contextlib.suppress(Exception):  # below SQLAlchemy 2.0.43
+        driver = proxy.driver_connection
+        begun = getattr(driver, "in_transaction", False) is True
+        return not begun and (getattr(connection, "autocommit", None) is True or _is_level_of_none(connection, driver))
     return False
+
+
+def _is_level_of_none(connection: Any, driver: Any) -> bool:
+    """Whether its isolation level says that there are no transactions: None does for sqlite3, and not for psycopg."""
+    level = getattr(connection, "isolation_level", "")
+    return level in ("autocommit", "AUTOCOMMIT") or (level is None and _is_sqlite(driver))
+
+
+def _is_sqlite(driver: Any) -> bool:
+    return hasattr(driver, "total_changes")
 
 
 def in_transaction(proxy: Any) -> bool | None:
@@ -68,7 +79,7 @@ def has_committed(proxy: Any) -> bool:
     was written before it, the release of the outermost savepoint commits.
     """
     driver = getattr(proxy, "driver_connection", None)
-    return hasattr(driver, "total_changes") and getattr(driver, "in_transaction", True) is False
+    return _is_sqlite(driver) and getattr(driver, "in_transaction", True) is False
 
 
 def is_loop_bound(pool: Any) -> bool:

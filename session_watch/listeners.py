@@ -14,10 +14,9 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransactionOrigin
 from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
-from session_watch import current, incidents
+from session_watch import current, drivers, incidents
 from session_watch.call_site import Ways, caller, whoami
 from session_watch.current import acting, current_work, detached, somebody, task_in
-from session_watch.drivers import has_committed
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
 from session_watch.incidents import (
@@ -202,7 +201,7 @@ def _savepoint_ended(session: Session) -> None:
         _, failure = opened.savepoints.pop()
         if opened.failure is not None and not opened.failure.used_again and not account.closing:
             opened.failure = failure
-        if opened.writes and any(has_committed(checkout()) for checkout in opened.checkouts):
+        if opened.writes and any(drivers.has_committed(checkout()) for checkout in opened.checkouts):
             opened.writes = 0
 
 
@@ -473,8 +472,9 @@ def is_autocommit(connection: Any) -> bool | None:
     """Whether each statement of this connection commits itself; None where the driver cannot tell."""
     dialect = connection.dialect
     detect = getattr(dialect, "detect_autocommit_setting", None)
-    if detect is None:  # below SQLAlchemy 2.0.43 only the options tell
-        return bool(connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT")
+    if detect is None:  # below SQLAlchemy 2.0.43
+        option = connection.get_execution_options().get("isolation_level")
+        return option == "AUTOCOMMIT" or drivers.is_autocommit(connection.connection, dialect)
     try:
         begun = getattr(connection.connection.driver_connection, "in_transaction", False)  # sqlite3, by a BEGIN
         return bool(detect(connection.connection.dbapi_connection)) and begun is not True

@@ -36,7 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlmodel import Session as SQLModelSession
 
-from session_watch import Finding, SessionWatch, SessionWatchMiddleware, Settings, wraps
+from session_watch import Finding, SessionWatch, SessionWatchMiddleware, Settings, drivers, wraps
 from session_watch.current import open_ledgers
 from session_watch.findings import Severity
 from session_watch.ledger import Ledger
@@ -674,6 +674,19 @@ def test_failed_commit_takes_no_write_back(engine: Engine) -> None:
             (held,) = watch.live()
             assert held.writes == 1
         assert rules(watch.findings()) == ["uncommitted"]
+
+
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", None])
+def test_autocommit_where_the_dialect_does_not_tell(engine: Engine, level: str | None) -> None:
+    """Below SQLAlchemy 2.0.43 the driver's connection tells; psycopg's isolation level is None in transactions too."""
+    options = {} if level is None else {"isolation_level": level}
+    with engine.execution_options(**options).connect() as connection:
+        connection.execute(select(1))
+        assert drivers.is_autocommit(connection.connection, None) is (level is not None)
+        if engine.dialect.name == "sqlite" and level is not None:
+            connection.execute(text("BEGIN"))
+            assert drivers.is_autocommit(connection.connection, None) is False
+            connection.execute(text("ROLLBACK"))
 
 
 @pytest.mark.parametrize(("more", "found", "kept"), [(False, [], 1), (True, ["uncommitted"], 1)])
