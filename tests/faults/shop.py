@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.apps.stage import Signals
 
@@ -28,7 +29,10 @@ HURRY = 0.3
 
 
 class Shop(ABC):
-    """What the two kinds of app share. ``began``: transactions by route, by the app's own account."""
+    """What the two kinds of app share.
+
+    By the app's own account: ``began``, transactions by route; ``entered`` and ``left``, requests by path.
+    """
 
     engine: Any
 
@@ -36,7 +40,10 @@ class Shop(ABC):
         self.signals = Signals()
         self.began: Counter[str] = Counter()
         self.kept: list[Any] = []
+        self.entered: Counter[str] = Counter()
+        self.left: Counter[str] = Counter()
         self.app = FastAPI(lifespan=self._lifespan)
+        self.app.add_middleware(CountedAtTheDoor, shop=self)
         for failure in (SQLAlchemyError, OSError, asyncio.TimeoutError, MemoryError):
             self.app.add_exception_handler(failure, answered)
         self.add("GET", "/read", self.read)
@@ -71,6 +78,22 @@ class Shop(ABC):
     lose: Callable[..., Any]
     leak: Callable[..., Any]
     tidy: Callable[..., Any]
+
+
+class CountedAtTheDoor:
+    """The app's own middleware: how many requests have come and gone."""
+
+    def __init__(self, app: ASGIApp, shop: Shop) -> None:
+        self.app, self.shop = app, shop
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count, whatever becomes of it."""
+        first = scope.get("path", "").split("/")[1:2]
+        self.shop.entered.update(first)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.shop.left.update(first)
 
 
 async def answered(_request: Request, error: Exception) -> PlainTextResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,8 +25,8 @@ from tests.waiting import until
 PATIENCE = 30.0
 # Each request on a connection of its own.
 EACH = httpx.Limits(max_keepalive_connections=0)
-# Swept so often that some sweep falls into every fault.
-BUSY = Settings(sweep_interval=0.01)
+# Swept so often that some sweep falls into every fault. What stands still for the test is not the app's own line.
+BUSY = Settings(sweep_interval=0.01, helper_packages=("tests.apps",))
 # What is asked before and after a fault: three innocent requests, and one that forgets to commit.
 USUAL = ("GET /read", "POST /write/1", "POST /lose/2", "GET /read")
 USUALLY = Counter(closed=2, committed=1, closed_uncommitted=1)
@@ -91,7 +91,14 @@ class Visit:
 
     def crowd(self, *requests: str) -> None:
         """Send these at once, and wait for all."""
-        sent = [self._threads.submit(self._send, request) for request in requests]
+        self.take(self.send(*requests))
+
+    def send(self, *requests: str) -> list[Future[Outcome]]:
+        """Send these at once, and do not wait: ``take`` does."""
+        return [self._threads.submit(self._send, request) for request in requests]
+
+    def take(self, sent: Iterable[Future[Outcome]]) -> None:
+        """Wait for their answers."""
         self.outcomes += [each.result(PATIENCE) for each in sent]
 
     def _send(self, request: str) -> Outcome:
@@ -254,6 +261,6 @@ def _visiting(make: Make, database: Postgres, watch: SessionWatch | None) -> Ite
 
 
 def _run(visit: Visit) -> Run:
-    with psycopg.connect(visit.database.dsn) as connection:
+    with psycopg.connect(replace(visit.database, user="postgres").dsn) as connection:
         rows = [n for (n,) in connection.execute("SELECT n FROM items ORDER BY n").fetchall()]
     return Run(visit.outcomes, rows, visit.shop.began)
