@@ -88,7 +88,7 @@ class CountedAtTheDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count, whatever becomes of it."""
-        first = scope.get("path", "").split("/")[1:2]
+        first = [name for name in scope.get("path", "").split("/")[1:2] if name]
         self.shop.entered.update(first)
         try:
             await self.app(scope, receive, send)

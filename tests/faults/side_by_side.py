@@ -78,7 +78,7 @@ class Visit:
 
     def go(self) -> None:
         """Let those who stand go on, one after another."""
-        self._send("GET /nowhere")  # then the app's loop has heard of all that came before
+        self._send("GET /")  # then the app's loop has heard of all that came before
         for request, standing in self._standing:
             self.shop.signals.set(f"{number_of(request)} goes")
             self.outcomes.append(standing.result(PATIENCE))
@@ -138,6 +138,7 @@ class Run:
     outcomes: list[Outcome]
     rows: list[int]
     began: Counter[str]
+    entered: Counter[str]
 
     @property
     def statuses(self) -> Counter[int]:
@@ -182,7 +183,7 @@ class Seen:
         """One line of it, for who reads the run."""
         found = {" ".join(key): n for key, n in self.findings.items()}
         return (
-            f"{len(self.watched.outcomes)} requests; without {dict(self.bare.statuses)}, with "
+            f"{sum(self.watched.entered.values())} requests; without {dict(self.bare.statuses)}, with "
             f"{dict(self.watched.statuses)}; transactions {self.transactions}, checkouts {sum(self.taken.values())}; "
             f"findings {found}; faults of ours {self.internal}"
         )
@@ -200,6 +201,7 @@ def side_by_side(postgres: Postgres, make: Make, play: Play, settings: Settings 
     assert seen.watched.outcomes == bare.outcomes
     assert seen.watched.rows == bare.rows
     assert seen.watched.began == bare.began
+    assert seen.watched.entered == bare.entered
     balanced(seen)
     return seen
 
@@ -233,6 +235,7 @@ def _watched(postgres: Postgres, make: Make, play: Play, bare: Run, watch: Sessi
     with watch, postgres.fresh_database() as database, _visiting(make, database, watch) as visit:
         play(visit)
         until(lambda: not any(ledger.is_request for ledger in open_ledgers))  # the answer is out before
+        assert visit.shop.left == visit.shop.entered
         until(lambda: visit.shop.checked_out() == 0)
         watch.sweep()
         assert watch.live() == ()
@@ -263,4 +266,4 @@ def _visiting(make: Make, database: Postgres, watch: SessionWatch | None) -> Ite
 def _run(visit: Visit) -> Run:
     with psycopg.connect(replace(visit.database, user="postgres").dsn) as connection:
         rows = [n for (n,) in connection.execute("SELECT n FROM items ORDER BY n").fetchall()]
-    return Run(visit.outcomes, rows, visit.shop.began)
+    return Run(visit.outcomes, rows, visit.shop.began, visit.shop.entered)

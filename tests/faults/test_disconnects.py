@@ -43,7 +43,7 @@ class Streams(AsyncShop):
 def connected(visit: Visit, request: str) -> socket.socket:
     """A client that has sent its request."""
     address = urlsplit(visit.url)
-    client = socket.create_connection((address.hostname, address.port), timeout=20)
+    client = socket.create_connection(("127.0.0.1", address.port or 0), timeout=20)
     client.sendall(f"{request} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
     return client
 
