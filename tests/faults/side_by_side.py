@@ -255,7 +255,7 @@ def _visiting(make: Make, database: Postgres, watch: SessionWatch | None) -> Ite
     database_of_app.execute("CREATE TABLE items (n INTEGER)")
     database_of_app.close()
     shop = make(database)
-    app: Any = shop.app if watch is None else SessionWatchMiddleware(shop.app, watch=watch)
+    app: Any = shop.app if watch is None else SessionWatchMiddleware(shop.app, watch=watch, metrics_path="/metrics")
     with serve(app) as url, nullcontext(Visit(url, shop, database, watch)) as visit:
         try:
             yield visit
