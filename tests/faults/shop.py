@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.apps.stage import Signals
 
 # Where a request may stand when the fault comes.
-MOMENTS = ("connected", "reading", "written", "forgiven", "retried", "executing", "hurried", "resting")
+MOMENTS = ("raw", "connected", "reading", "written", "forgiven", "retried", "executing", "hurried", "resting")
 SELECT, SLEEP = text("SELECT 1"), text("SELECT pg_sleep(60)")
 INSERT = text("INSERT INTO items VALUES (:n)")
 STANDING = 64
@@ -170,6 +170,14 @@ class AsyncShop(Shop):
             await self.stand(n)
             return str(await session.scalar(SELECT))
 
+    async def raw(self, n: int) -> str:
+        """Stand between two statements of a connection without a session."""
+        async with self.engine.begin() as connection:
+            await connection.execute(SELECT)
+            await self.stand(n)
+            await connection.execute(INSERT, {"n": n})
+        return "written"
+
     async def resting(self, n: int) -> str:
         """Stand after the last statement: the way out of the block is the next thing to fail."""
         async with self.session("/resting/{n}") as session:
@@ -292,6 +300,14 @@ class SyncShop(Shop):
             session.scalar(SELECT)
             self.stand(n)
             return str(session.scalar(SELECT))
+
+    def raw(self, n: int) -> str:
+        """Stand between two statements of a connection without a session."""
+        with self.engine.begin() as connection:
+            connection.execute(SELECT)
+            self.stand(n)
+            connection.execute(INSERT, {"n": n})
+        return "written"
 
     def resting(self, n: int) -> str:
         """Stand after the last statement: the way out of the block is the next thing to fail."""

@@ -10,7 +10,8 @@ import pytest
 from tests.clock import Clock
 from tests.databases import Postgres
 from tests.faults.shop import SELECT, AsyncShop
-from tests.faults.side_by_side import BUSY, LOST, USUAL, Visit, side_by_side, usual
+from tests.faults.side_by_side import BUSY, LOST, USUAL, side_by_side, usual
+from tests.faults.visit import Visit
 
 pytestmark = pytest.mark.faults
 WAITING = 5

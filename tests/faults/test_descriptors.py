@@ -15,7 +15,8 @@ import pytest
 
 from session_watch.inbox import ERRORS
 from tests.databases import Postgres
-from tests.faults.side_by_side import KINDS, LOST, PATIENCE, USUAL, Outcome, Visit, shop_of, side_by_side, usual
+from tests.faults.side_by_side import KINDS, LOST, USUAL, shop_of, side_by_side, usual
+from tests.faults.visit import PATIENCE, Outcome, Visit
 from tests.waiting import until
 
 pytestmark = pytest.mark.faults

@@ -13,11 +13,12 @@ from starlette.responses import StreamingResponse
 
 from tests.databases import Postgres
 from tests.faults.shop import SELECT, AsyncShop
-from tests.faults.side_by_side import KINDS, LOST, USUAL, Visit, shop_of, side_by_side, usual
+from tests.faults.side_by_side import KINDS, LOST, USUAL, shop_of, side_by_side, usual
+from tests.faults.visit import Visit
 from tests.waiting import until
 
 pytestmark = pytest.mark.faults
-CROWD, STREAMS = 100, 50
+CROWD, STREAMS = 300, 50
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -70,7 +71,7 @@ def all_left(visit: Visit, name: str, number: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_before_the_answer(postgres: Postgres, kind: str) -> None:
-    """A hundred leave, of whom ten stand in a transaction and the others wait for the pool; all are counted."""
+    """Three hundred leave, of whom ten stand in a transaction and the others wait for the pool; all are counted."""
 
     def play(visit: Visit) -> None:
         visit.ask(*USUAL)

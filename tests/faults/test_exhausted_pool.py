@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.databases import Postgres
-from tests.faults.side_by_side import KINDS, LOST, USUAL, Visit, shop_of, side_by_side, usual
+from tests.faults.side_by_side import KINDS, LOST, USUAL, shop_of, side_by_side, usual
+from tests.faults.visit import Visit
 
 pytestmark = pytest.mark.faults
 HOLDERS, TOO_MANY = 5, 12

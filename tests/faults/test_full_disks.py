@@ -11,7 +11,8 @@ import pytest
 from session_watch import SessionWatch
 from session_watch.inbox import ERRORS
 from tests.databases import Postgres
-from tests.faults.side_by_side import KINDS, LOST, USUAL, Visit, shop_of, side_by_side, usual
+from tests.faults.side_by_side import KINDS, LOST, USUAL, shop_of, side_by_side, usual
+from tests.faults.visit import Visit
 from tests.full_disk import fill, mounted
 from tests.waiting import until
 

@@ -15,7 +15,8 @@ import psycopg
 import pytest
 
 from tests.databases import Postgres
-from tests.faults.side_by_side import KINDS, LOST, USUAL, Visit, shop_of, side_by_side, usual
+from tests.faults.side_by_side import KINDS, LOST, USUAL, shop_of, side_by_side, usual
+from tests.faults.visit import Visit
 from tests.workers import ROOT, Server, serving, total, wait_until
 
 pytestmark = pytest.mark.faults

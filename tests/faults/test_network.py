@@ -10,7 +10,8 @@ import pytest
 
 from tests.databases import Postgres
 from tests.faults.proxy import Wire, wire_to
-from tests.faults.side_by_side import KINDS, LOST, USUAL, Make, Visit, shop_of, side_by_side, usual
+from tests.faults.side_by_side import KINDS, LOST, USUAL, Make, shop_of, side_by_side, usual
+from tests.faults.visit import Visit
 from tests.waiting import until
 
 pytestmark = pytest.mark.faults

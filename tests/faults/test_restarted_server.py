@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.databases import APP_USER, Server, running_server
-from tests.faults.side_by_side import KINDS, LOST, USUAL, Visit, shop_of, side_by_side, usual
+from tests.faults.side_by_side import KINDS, LOST, USUAL, shop_of, side_by_side, usual
+from tests.faults.visit import Visit
 
 pytestmark = pytest.mark.faults
 STANDING = ("POST /reading/1", "POST /written/2", "POST /connected/3", "POST /retried/4")

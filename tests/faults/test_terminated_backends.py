@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.databases import Postgres
-from tests.faults.side_by_side import KINDS, LOST, USUAL, Visit, shop_of, side_by_side, usual
+from tests.faults.side_by_side import KINDS, LOST, USUAL, shop_of, side_by_side, usual
+from tests.faults.visit import Visit
 from tests.waiting import until
 
 pytestmark = pytest.mark.faults
@@ -27,6 +28,7 @@ class Expected:
 
 
 MOMENTS = {
+    "raw": Expected(503, ()),  # a connection without a session has no transaction of ours
     "connected": Expected(503, ("closed",)),
     "reading": Expected(503, ("closed",)),
     "resting": Expected(503, ("closed",)),
@@ -60,7 +62,7 @@ def test_mid_request(postgres: Postgres, kind: str, moment: str) -> None:
     seen = side_by_side(postgres, lambda database: shop_of(kind, database), play)
     assert [each.status for each in seen.watched.outcomes] == [200] * 4 + [expected.status] * STANDING + [200] * 4
     assert seen.transactions == usual(2, **dict.fromkeys(expected.ends, STANDING))
-    assert sum(seen.taken.values()) == 8 + STANDING * len(expected.ends)
+    assert sum(seen.taken.values()) == 8 + STANDING * max(1, len(expected.ends))
     assert seen.counted("connection_invalidations_total", "reason") == {("error",): STANDING}
     blamed = {(expected.rule, f"/{moment}/{{n}}"): STANDING} if expected.rule else {}
     assert seen.findings == {LOST: 2, **blamed}
