@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +22,18 @@ from tests.faults.visit import Outcome, Visit
 from tests.serving import serve
 from tests.waiting import until
 
+# No finding for a slow machine: what is told by the clock is a test's of its own.
+NEVER = 1000.0
 # Swept so often that some sweep falls into every fault. What stands still for the test is not the app's own line.
-BUSY = Settings(sweep_interval=0.01, helper_packages=("tests.apps",))
+BUSY = Settings(
+    sweep_interval=0.01,
+    helper_packages=("tests.apps",),
+    pool_wait=NEVER,
+    pool_wait_on_loop=NEVER,
+    held_too_long=NEVER,
+    held_after_response=NEVER,
+    idle_in_transaction=NEVER,
+)
 # What is asked before and after a fault: three innocent requests, and one that forgets to commit.
 USUAL = ("GET /read", "POST /write/1", "POST /lose/2", "GET /read")
 USUALLY = Counter(closed=2, committed=1, closed_uncommitted=1)
@@ -99,10 +110,18 @@ class Seen:
         )
 
 
-def side_by_side(postgres: Postgres, make: Make, play: Play, settings: Settings = BUSY, **more: Any) -> Seen:
+def side_by_side(
+    postgres: Postgres,
+    make: Make,
+    play: Play,
+    settings: Settings = BUSY,
+    *,
+    ours: AbstractSet[str] = frozenset(),
+    **more: Any,
+) -> Seen:
     """Play it without the watch, then with it. The answers and the rows must be the same, and the books balance.
 
-    ``more`` is passed on to the ``SessionWatch``.
+    ``ours``: the stages at which the watch itself is to fail. ``more`` is passed on to the ``SessionWatch``.
     """
     bare = _bare(postgres, make, play)
     watch = SessionWatch(settings, registry=CollectorRegistry(), **{"sinks": (), **more})
@@ -112,6 +131,7 @@ def side_by_side(postgres: Postgres, make: Make, play: Play, settings: Settings 
     assert seen.watched.rows == bare.rows
     assert seen.watched.began == bare.began
     assert seen.watched.entered == bare.entered
+    assert set(seen.internal) == ours
     balanced(seen)
     return seen
 

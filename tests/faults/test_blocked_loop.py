@@ -10,7 +10,7 @@ import pytest
 from tests.clock import Clock
 from tests.databases import Postgres
 from tests.faults.shop import SELECT, AsyncShop
-from tests.faults.side_by_side import BUSY, LOST, USUAL, side_by_side, usual
+from tests.faults.side_by_side import BUSY, LOST, NEVER, USUAL, side_by_side, usual
 from tests.faults.visit import Visit
 
 pytestmark = pytest.mark.faults
@@ -58,7 +58,7 @@ def test_blocked_loop(postgres: Postgres) -> None:
         postgres,
         lambda database: BlockingShop(database.asyncpg),
         play,
-        replace(BUSY, sweep_interval=1000.0),
+        replace(BUSY, sweep_interval=NEVER, idle_in_transaction=10.0),
         clock=clock,
     )
     assert {each.status for each in seen.watched.outcomes} == {200}
