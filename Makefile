@@ -14,7 +14,7 @@ NEIGHBOURS := .neighbours
 NEIGHBOURS_READY := $(NEIGHBOURS)/.ready-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test workers model soak scale alerts page bench compat neighbours others guides clean
+.PHONY: help demo test workers model faults soak scale alerts page bench compat neighbours others guides clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ workers: $(READY) ## what takes several workers: totals of ten thousand requests
 
 model: $(READY) ## thousands of random session lives next to an oracle: some minutes
 	$(BIN)/pytest -m model tests/model
+
+faults: $(READY) ## terminated, restarted, cut off, exhausted, full, killed: with the watch as without; some minutes
+	$(BIN)/pytest -m faults -s tests/faults
 
 soak: $(READY) ## a million requests, one in a hundred at fault: counts exact, memory flat; a quarter of an hour
 	$(BIN)/python -m benchmarks.soak

@@ -188,7 +188,7 @@ def on_transaction_end(session: Session, transaction: Any) -> None:
         account = opened.account
         account.transaction = None
         if opened.outcome is None:
-            _end(opened, account)
+            end(opened, account)
     except Exception as error:
         ERRORS.failed("after_transaction_end", error)
 
@@ -205,7 +205,8 @@ def _savepoint_ended(session: Session) -> None:
             opened.writes = 0
 
 
-def _end(opened: Transaction, account: Account) -> None:
+def end(opened: Transaction, account: Account) -> None:
+    """A transaction is over; how, the account and what was heard before tell."""
     ended_at = opened.ended_at = current.clock()
     suspicious = opened.pending is not None or opened.failure is not None
     if opened.committed:

@@ -126,6 +126,9 @@ def _closed(original: Callable[..., None]) -> Callable[..., None]:
         account = _closing(self)
         try:
             return original(self)
+        except BaseException:
+            _close_failed(self, account)
+            raise
         finally:
             if account is not None:
                 account.closing = account.left_by_exception = False
@@ -153,6 +156,18 @@ def _closing(session: Any) -> Account | None:
         ERRORS.failed("Session.close", error)
         return None
     return account
+
+
+def _close_failed(session: Session, account: Account | None) -> None:
+    """A rollback failed, as it does on a dead line: the session has let go of its transaction, and no event says so."""
+    try:
+        opened = None if account is None else account.transaction
+        if account is not None and opened is not None and session.get_transaction() is None:
+            account.transaction = None
+            if opened.outcome is None:
+                listeners.end(opened, account)
+    except Exception as error:
+        ERRORS.failed("Session.close", error)
 
 
 def _look_before_close(session: Session, account: Account, opened: Transaction) -> None:

@@ -75,18 +75,41 @@ class Postgres:
             self.execute(f"DROP DATABASE {fresh.database} WITH (FORCE)")
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that may be stopped and started again, on the same port."""
+
+    process: PostgresServer
+    postgres: Postgres
+
+    def stop(self, mode: str) -> None:
+        """Stop it, in one of pg_ctl's modes; its connections end."""
+        _pg_ctl(self.process, "stop", "-m", mode)
+
+    def start(self) -> None:
+        """Start it again; returns when it takes connections."""
+        _pg_ctl(self.process, "start", "-o", _options(self.postgres.port), "-l", str(self.process.log))
+
+
 @contextmanager
-def running_postgres() -> Iterator[Postgres]:
+def running_server() -> Iterator[Server]:
     """A server of our own on a free port, with its data in a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="session-watch-postgres-") as directory:
-        server = get_server(Path(directory, "data"), start=False)
-        server.ensure_pgdata_inited()
-        postgres = Postgres(_start(server))
+        process = get_server(Path(directory, "data"), start=False)
+        process.ensure_pgdata_inited()
+        server = Server(process, Postgres(_start(process)))
         try:
-            postgres.execute(f"CREATE ROLE {APP_USER} LOGIN")
-            yield postgres
+            server.postgres.execute(f"CREATE ROLE {APP_USER} LOGIN")
+            yield server
         finally:
-            _pg_ctl(server, "stop", "-m", "immediate")
+            server.stop("immediate")
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """The same, for who only talks to it."""
+    with running_server() as server:
+        yield server.postgres
 
 
 def _start(server: PostgresServer) -> int:

@@ -307,6 +307,25 @@ def _conflict_and_close(maker: sessionmaker[Session]) -> None:
             session.commit()
 
 
+# A session that lives on, so that it is not the collector who ends its transaction.
+KEPT: list[Session] = []
+
+
+def _close_fails(maker: sessionmaker[Session]) -> None:
+    """As on a dead line: SQLAlchemy lets go of the transaction, and no event says so."""
+
+    def dies(connection: Any) -> None:
+        connection.invalidate()
+        raise OSError("the line is dead")
+
+    event.listen(maker.kw["bind"], "rollback", dies)
+    session = maker()
+    session.execute(select(1))
+    with pytest.raises(OSError, match="the line is dead"):
+        session.close()
+    KEPT.append(session)
+
+
 def _temporary_table(maker: sessionmaker[Session]) -> None:
     with maker() as session:
         session.execute(text("CREATE TEMPORARY TABLE chosen (id INTEGER)"))
@@ -389,6 +408,7 @@ def ends(play: Callable[[Any], Any], found: str = "", **expected: int) -> object
         ends(_conflict_and_rollback, rolled_back=1),
         ends(_conflict_and_close, rolled_back=1),
         ends(_temporary_table, closed=1),
+        ends(_close_fails, closed=1),
         ends(_collected, "left-to-gc", collected=1),
         ends(_written_and_collected, "left-to-gc uncommitted", collected=1),
         ends(_pending_and_collected, "unflushed", collected=1),
@@ -1328,7 +1348,7 @@ def _everything(engine: Engine, lent: Session) -> None:
     [
         pytest.param("session_watch.wraps.new_account", "Session.__init__", id="making a session"),
         pytest.param("session_watch.listeners.Transaction", "after_transaction_create", id="beginning"),
-        pytest.param("session_watch.listeners._end", "after_transaction_end", id="ending"),
+        pytest.param("session_watch.listeners.end", "after_transaction_end", id="ending"),
         pytest.param("session_watch.listeners._hand_over", "after_begin", id="connecting"),
         pytest.param("session_watch.listeners.known_effect", "do_execute", id="executing"),
         pytest.param("session_watch.listeners.checked_in", "checkin", id="coming back"),

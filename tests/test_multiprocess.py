@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from session_watch.sinks.worker_files import (
 )
 from session_watch.sinks.worker_sums import BROKEN, added_up, metrics_of
 from tests.asgi import call
+from tests.full_disk import fill, mounted
 from tests.items import bare_items
 from tests.without_advice import unadvised
 from tests.workers import Samples, parsed, total, wait_until
@@ -368,30 +366,6 @@ def test_default_registry(directory: Path, engine: Engine) -> None:
 
 
 # What is off
-
-
-@contextmanager
-def mounted(path: Path, options: str) -> Iterator[None]:
-    """A small file system of its own at the path."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("a full or read-only file system takes root and mount")
-    path.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", path], capture_output=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"mount is not allowed here: {done.stderr.decode()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", path], check=True)
-
-
-def fill(path: Path) -> None:
-    """Write until there is no room."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT)
-    with suppress(OSError):
-        while True:
-            os.write(file, b"x" * 512)
-    os.close(file)
 
 
 def _missing(_path: Path) -> Iterator[str]:
