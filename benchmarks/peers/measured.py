@@ -13,7 +13,7 @@ from benchmarks.peers.environments import ENVIRONMENTS, Environment
 from benchmarks.run import Spent, in_turns, row, worker
 
 # The steady driver is counted in more layouts; of the others the errors say enough.
-LAYOUTS = {"sqlite": 12, "aiosqlite": 9, "asyncpg": 9}
+LAYOUTS = {"sqlite": 12, "aiosqlite": 8, "asyncpg": 8}
 # Whose difference is small against the noise of a single layout; the others take a third of the layouts.
 SMALL = (("session-watch", "none"), ("session-watch", "watch"))
 ROUNDS, REQUESTS = 30, 80

@@ -23,7 +23,7 @@ LABELS = {(each.name, variant): label for each in ENVIRONMENTS for variant, labe
 WATCH, OPENTELEMETRY = ("session-watch", "watch"), ("opentelemetry", "opentelemetry")
 CONTROL = ("session-watch", "control")
 BEGIN, END = "<!-- figures -->\n", "<!-- /figures -->\n"
-LEFT, RIGHT, TOP, BAR, GAP = 220, 80, 40, 8, 10
+LEFT, RIGHT, TOP, BAR, GAP = 236, 72, 40, 8, 10
 
 
 class Run(NamedTuple):
