@@ -45,8 +45,9 @@ def test_every_version_has_an_upper_bound() -> None:
 
 @pytest.mark.parametrize("name", LABELS)
 def test_each_set_up_stands_in_every_table_of_the_docs(name: tuple[str, str]) -> None:
-    """Two tables of figures and one that says how it is set up."""
-    assert PAGE.count(f"\n| {LABELS[name]} |") == 3
+    """Two of figures, one that says how it is set up; the one of versions has the names of environments."""
+    without_versions = PAGE.split("\n| environment |")[0] + PAGE.split("<!-- /figures -->")[1]
+    assert without_versions.count(f"\n| {LABELS[name]} |") == 3
 
 
 @pytest.mark.parametrize("environment", [each.name for each in ENVIRONMENTS])
