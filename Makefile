@@ -51,7 +51,7 @@ page: $(READY) ## the slow tests of the live page in a real Chromium, with what 
 bench: $(READY) ## what watching costs
 	$(BIN)/python -m benchmarks
 
-bench-peers: $(READY) ## what watching costs beside what its peers cost, with a chart: most of an hour
+bench-peers: $(READY) ## what watching costs beside what its peers cost, with a chart: half an hour on two free cores
 	$(BIN)/python -m benchmarks.peers --docs
 
 compat: $(READY) ## the tests against the oldest and newest versions of what we depend on

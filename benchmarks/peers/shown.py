@@ -67,10 +67,11 @@ def figures(run: Run) -> str:
     heads = ("", *(REQUEST[driver] for driver in drivers))
     rows = {LABELS[name]: of_set_up(run.results, name) for name in LABELS}
     ours = {result.driver: result for result in of_set_up(run.results, WATCH)}
+    machine = f"CPython {platform.python_version()}, a shared machine with {os.cpu_count()} cores"
     parts = (
-        f"One run on {run.day}, CPython {platform.python_version()}, a shared machine with {os.cpu_count()} cores.",
+        f"One run for each driver on {run.day}, {machine}.",
         "\n".join(multiples(ours, of_set_up(run.results, OPENTELEMETRY))),
-        "Instructions added to a request, ± the standard error, and how many times what session_watch adds:",
+        "Instructions added to a request, ± the standard error, and how many times as many as session_watch adds:",
         markdown(heads, [(label, *(counted(one, ours[one.driver]) for one in row)) for label, row in rows.items()]),
         "CPU time of a request over that of one with nothing around the app: median and middle half of the rounds:",
         markdown(heads, [(label, *map(timed, row)) for label, row in rows.items()]),
@@ -98,7 +99,8 @@ def multiples(ours: Mapping[str, Result], theirs: Iterable[Result]) -> Iterator[
         our = ours[each.driver]
         times = each.added / our.added
         error = times * ((each.error / each.added) ** 2 + (our.error / our.added) ** 2) ** 0.5
-        yield f"- {REQUEST[each.driver]}: OpenTelemetry adds {times:.1f} ± {error:.1f} times what session_watch adds."
+        counted_in = f"counted in {our.layouts} layouts for session_watch and {each.layouts} for OpenTelemetry"
+        yield f"- {REQUEST[each.driver]}: OpenTelemetry adds {times:.1f} ± {error:.1f} times as much, {counted_in}."
 
 
 def counted(result: Result, ours: Result) -> str:
