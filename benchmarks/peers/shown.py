@@ -151,7 +151,8 @@ def chart(results: Sequence[Result]) -> str:
         parts += bars(LABELS[name], own, TOP + number * (len(drivers) * BAR + GAP), scale)
     for number, driver in enumerate(drivers):
         parts += key(number, REQUEST[driver].replace("`", ""), LEFT, height + 34 + 17 * number)
-    return page(height + 34 + 17 * len(drivers), "Instructions added to a request", LEFT, parts)
+    title = f"Instructions added to a request (in figures: {REQUEST[drivers[0]]})"
+    return page(height + 34 + 17 * len(drivers), title, LEFT, parts)
 
 
 def grid(highest: int, scale: float, height: int) -> Iterator[str]:
