@@ -14,10 +14,10 @@ NEIGHBOURS := .neighbours
 NEIGHBOURS_READY := $(NEIGHBOURS)/.ready-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test workers model faults soak scale alerts page bench compat neighbours others guides clean
+.PHONY: help demo test workers model faults soak scale alerts page bench bench-peers bench-suite compat neighbours others guides clean
 
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter (now $(or $(VERSION),none found) as $(PYTHON))."
 
@@ -54,6 +54,12 @@ page: $(READY) ## the slow tests of the live page in a real Chromium, with what 
 bench: $(READY) ## what watching costs
 	$(BIN)/python -m benchmarks
 
+bench-suite: $(READY) ## what the pytest plugin costs two suites of 1,000 tests: ten minutes
+	$(BIN)/python -m benchmarks.suite
+
+bench-peers: $(READY) ## what watching costs beside what its peers cost, with a chart: half an hour on two free cores
+	$(BIN)/python -m benchmarks.peers --docs
+
 compat: $(READY) ## the tests against the oldest and newest versions of what we depend on
 	$(BIN)/python tests/compat/run.py
 
@@ -68,7 +74,7 @@ guides: $(READY) ## the guides, each as a program of its own
 	$(BIN)/pytest tests/test_guides.py
 
 clean: ## remove the environments and what the tools left
-	rm -rf $(VENV) $(NEIGHBOURS) .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) $(NEIGHBOURS) .peers .mypy_cache .pytest_cache .ruff_cache dist
 
 $(READY): EXTRA := dev
 $(NEIGHBOURS_READY): EXTRA := neighbours

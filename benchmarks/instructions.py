@@ -10,9 +10,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from benchmarks.app import DRIVERS, NO_DATABASE, database
 from benchmarks.report import save, table
@@ -26,13 +27,22 @@ DEFAULT = ("none", "floor", "watch", "watch10k")
 LAYOUTS = 12
 HELD_TO_LIMIT = ("none", "watch")
 WARM_UP, REQUESTS = 200, 60
-# setarch -R switches address randomisation off. The worker calls getppid before and after each block, so
-# each block becomes a dump of its own, "out.<part>", of all threads; the fourth is the measured one.
-MEASURED = 4
+# setarch -R switches address randomisation off. Callgrind counts nothing until it is told to, after the warm-up:
+# what is counted runs ten times as slowly. From there on the worker's calls of getppid, before and after the
+# block, each end a dump of all threads, "out.<part>"; the second is the block.
+MEASURED = 2
 # The product looks at what is open once a second of the clock. Under valgrind a request takes fifty times as
 # long, so fifty times as many looks would be charged to it; they are a matter of time, not of requests.
 NO_CLOCK = {"SESSION_WATCH_SWEEP_INTERVAL": "100000"}
-CALLGRIND = ("setarch", "-R", "valgrind", "--quiet", "--tool=callgrind", "--dump-before=getppid")
+CALLGRIND = (
+    "setarch",
+    "-R",
+    "valgrind",
+    "--quiet",
+    "--tool=callgrind",
+    "--instr-atstart=no",
+    "--dump-before=getppid",
+)
 TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
 
 
@@ -50,24 +60,44 @@ class Row(NamedTuple):
         return (self.driver, self.variant, f"{self.total:,.0f}", f"{self.added:+,.0f}", f"{self.error:,.0f}")
 
 
-def count(driver: str, variant: str, url: str, layout: int) -> float:
+def count(driver: str, variant: str, url: str, layout: int, python: str = sys.executable) -> float:
     """Run one worker under callgrind: the instructions of a request.
 
     Raises:
         SystemExit: the worker failed; with its own words.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        line = [*CALLGRIND, f"--callgrind-out-file={folder}/out", *command(driver, variant, url, "--no-gc")]
-        feed: dict[str, Any] = {
-            "input": f"{WARM_UP}\n{REQUESTS}\n",
-            "env": {**environment(layout), **NO_CLOCK},
-            "text": True,
-        }
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, check=False, **feed)
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "words").open("w+") as words:
+        line = [*CALLGRIND, f"--callgrind-out-file={folder}/out"]
+        line += command(driver, variant, url, "--no-gc", python=python)
+        feed: dict[str, Any] = {"env": {**environment(layout), **NO_CLOCK}, "text": True, "stderr": words}
+        with subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **feed) as process:
+            if answered(process, WARM_UP):
+                switch_on(process.pid)
+                answered(process, REQUESTS)
         dump = Path(folder, f"out.{MEASURED}")
-        if done.returncode or not dump.exists():
-            raise SystemExit(f"the {variant} worker of {driver} failed under valgrind:\n{done.stderr}")
+        if process.returncode or not dump.exists():
+            words.seek(0)
+            raise SystemExit(f"the {variant} worker of {driver} failed under valgrind:\n{words.read()}")
         return sum(int(number) for number in TOTALS.findall(dump.read_text())) / REQUESTS
+
+
+def answered(process: subprocess.Popen[str], requests: int) -> str:
+    """The worker's answer to so many requests; empty if it has died."""
+    questions, answers = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
+    with suppress(BrokenPipeError):
+        print(requests, file=questions, flush=True)
+    return answers.readline()
+
+
+def switch_on(pid: int) -> None:
+    """Let callgrind count from here on.
+
+    Raises:
+        SystemExit: it could not be told; with callgrind_control's own words.
+    """
+    told = subprocess.run(["callgrind_control", "--instr=on", str(pid)], capture_output=True, text=True, check=False)
+    if told.returncode or "OK" not in told.stdout:
+        raise SystemExit(f"callgrind could not be switched on:\n{told.stdout}{told.stderr}")
 
 
 def measure(driver: str, url: str, variants: Sequence[str], layouts: int) -> list[Row]:

@@ -6,11 +6,12 @@ import argparse
 import random
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median, quantiles
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 from benchmarks.app import DRIVERS, NO_DATABASE, database
 from benchmarks.report import save, table
@@ -47,12 +48,13 @@ class Row(NamedTuple):
 
 
 Ask = Callable[[int], Spent]
+Key = TypeVar("Key")
 
 
 @contextmanager
-def worker(driver: str, variant: str, url: str) -> Iterator[Ask]:
+def worker(driver: str, variant: str, url: str, python: str = sys.executable) -> Iterator[Ask]:
     """A running worker: asked for a number of requests, it answers what each took."""
-    line = command(driver, variant, url)
+    line = command(driver, variant, url, python=python)
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(line, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, **pipes) as process:
         questions, answers = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
@@ -68,17 +70,22 @@ def worker(driver: str, variant: str, url: str) -> Iterator[Ask]:
 
 
 def measure(driver: str, url: str, variants: Sequence[str], rounds: int, requests: int) -> list[Row]:
-    """Every variant of one driver, their blocks in a new order each round."""
-    order = random.Random(driver)
-    spent: dict[str, list[Spent]] = {variant: [] for variant in variants}
+    """Every variant of one driver."""
     with ExitStack() as running:
         asks = {variant: running.enter_context(worker(driver, variant, url)) for variant in variants}
-        for ask in asks.values():
-            ask(requests)  # warm-up
-        for _ in range(rounds):
-            for variant in order.sample(variants, len(variants)):
-                spent[variant].append(asks[variant](requests))
+        spent = in_turns(asks, random.Random(driver), rounds, requests)
     return [row(driver, variant, spent[variant], spent["none"]) for variant in variants]
+
+
+def in_turns(asks: dict[Key, Ask], order: random.Random, rounds: int, requests: int) -> dict[Key, list[Spent]]:
+    """What the workers' blocks took: one of each a round, in a new order each round, after one to warm up."""
+    spent: dict[Key, list[Spent]] = {key: [] for key in asks}
+    for ask in asks.values():
+        ask(requests)
+    for _ in range(rounds):
+        for key in order.sample(list(asks), len(asks)):
+            spent[key].append(asks[key](requests))
+    return spent
 
 
 def row(driver: str, variant: str, blocks: Sequence[Spent], base: Sequence[Spent]) -> Row:

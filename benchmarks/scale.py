@@ -18,6 +18,7 @@ from sqlalchemy import QueuePool, create_engine, text
 from sqlalchemy.orm import Session
 
 from benchmarks.app import build, call, database
+from benchmarks.drawing import COLOURS, GRID, WIDTH, key, page
 from benchmarks.report import table
 from session_watch import SessionWatch, SessionWatchMiddleware, Settings
 from session_watch.current import clock
@@ -26,9 +27,7 @@ from session_watch.jobs import Job
 OPEN = (0, 100, 1_000, 10_000)
 HELD = 1_000
 ROUNDS, REQUESTS = 7, 200
-WIDTH, HEIGHT, LEFT, TOP = 640, 300, 70, 40
-FONT = 'font-family="sans-serif" font-size="12"'
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
+HEIGHT, LEFT, TOP = 300, 70, 40
 
 
 class Point(NamedTuple):
@@ -112,25 +111,19 @@ def curves(points: Sequence[Point]) -> str:
         share = log10(max(value, lowest) / lowest) / log10(highest / lowest)
         return TOP + (HEIGHT - 2 * TOP) * (1 - share)
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 80}" {FONT}>',
-        f'<rect width="{WIDTH}" height="{HEIGHT + 80}" fill="white"/>',
-        f'<text x="{LEFT}" y="20">CPU time in microseconds, over the number of works open at once</text>',
-    ]
+    parts = []
     decade = lowest
     while decade <= highest:
-        parts.append(f'<path d="M{LEFT} {y(decade):.1f}H{WIDTH - LEFT}" stroke="#ddd"/>')
+        parts.append(f'<path d="M{LEFT} {y(decade):.1f}H{WIDTH - LEFT}" stroke="{GRID}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y(decade) + 4:.1f}" text-anchor="end">{decade:,.0f}</text>')
         decade *= 10
     for index, point in enumerate(points):
         parts.append(f'<text x="{x(index):.1f}" y="{HEIGHT - 18}" text-anchor="middle">{point.works:,}</text>')
     for number, (name, values) in enumerate(zip(names, series, strict=True)):
         line = " ".join(f"{x(index):.1f},{y(value):.1f}" for index, value in enumerate(values))
-        row = HEIGHT + 8 + 17 * number
         parts.append(f'<polyline points="{line}" fill="none" stroke="{COLOURS[number]}" stroke-width="2"/>')
-        parts.append(f'<path d="M{LEFT} {row}h24" stroke="{COLOURS[number]}" stroke-width="2"/>')
-        parts.append(f'<text x="{LEFT + 32}" y="{row + 4}">{name}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+        parts += key(number, name, LEFT, HEIGHT + 8 + 17 * number)
+    return page(HEIGHT + 80, "CPU time in microseconds, over the number of works open at once", LEFT, parts)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from contextvars import Context
 from functools import wraps
 from typing import Any, NamedTuple
 
+from fastapi import FastAPI
 from sqlalchemy import Engine, Pool, event
 from sqlalchemy.orm import Session
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,15 +26,26 @@ EVENTS = ((Session, SESSION_EVENTS), (Pool, POOL_EVENTS), (Engine, DIALECT_EVENT
 METHODS = ((Session, "__init__"), (Session, "close"), (Pool, "connect"))
 
 
-class Variant(NamedTuple):
-    """One way to run the app, and how many other works stand open meanwhile."""
-
-    wrap: Callable[[ASGIApp], ASGIApp]
-    others: int = 0
-
-
 def nothing(*_: Any) -> None:
     """The body of every empty listener."""
+
+
+def untold() -> int:
+    """What a variant has recorded that keeps no account of it."""
+    return 1
+
+
+class Variant(NamedTuple):
+    """One way to run the app.
+
+    ``others`` other works stand open meanwhile. ``first`` is called before the app is made. ``recorded``
+    says at the end how much was recorded: a variant that has recorded nothing was not at work.
+    """
+
+    wrap: Callable[[FastAPI], ASGIApp]
+    others: int = 0
+    first: Callable[[], object] = nothing
+    recorded: Callable[[], int] = untold
 
 
 def passing(method: Callable[..., Any]) -> Callable[..., Any]:

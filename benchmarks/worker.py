@@ -13,19 +13,21 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from benchmarks.app import DRIVERS, build, call
+from benchmarks.peers.setups import PEERS
 from benchmarks.variants import VARIANTS, open_works
 
 ROOT = Path(__file__).resolve().parent.parent
-FOREIGN = ("SESSION_WATCH_", "PROMETHEUS_")
+FOREIGN = ("SESSION_WATCH_", "PROMETHEUS_", "OTEL_", "FASTAPI_", "SENTRY_")
+ALL = {**VARIANTS, **PEERS}
 
 
-def command(driver: str, variant: str, url: str, *flags: str) -> list[str]:
+def command(driver: str, variant: str, url: str, *flags: str, python: str = sys.executable) -> list[str]:
     """How to start this worker; the folder to start it in is ROOT."""
-    return [sys.executable, "-m", "benchmarks.worker", driver, variant, url, *flags]
+    return [python, "-m", "benchmarks.worker", driver, variant, url, *flags]
 
 
 def environment(layout: int = 0) -> dict[str, str]:
-    """The caller's environment without what would tune the product, with fixed string hashes.
+    """The caller's environment without what would tune the product or its peers, with fixed string hashes.
 
     A layout is a padding of another length, which moves the interpreter's objects to other addresses.
     """
@@ -62,7 +64,7 @@ def options() -> argparse.Namespace:
     """The worker's command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("driver", choices=DRIVERS)
-    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("variant", choices=ALL)
     parser.add_argument("url")
     parser.add_argument("--no-gc", action="store_true", help="for counting: no collector")
     return parser.parse_args()
@@ -74,7 +76,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever is logged to standard output must not reach the parent as an answer
     loop = asyncio.new_event_loop()
-    variant = VARIANTS[chosen.variant]
+    variant = ALL[chosen.variant]
+    variant.first()
     app = variant.wrap(loop.run_until_complete(build(chosen.driver, chosen.url)))
     loop.run_until_complete(requests(app, 1))  # the product attaches here
     works = open_works(variant.others)
@@ -84,7 +87,10 @@ def main() -> None:
     for line in sys.stdin:
         print(*block(loop, app, int(line)), file=answers)
     del works[:]
-    os._exit(0)  # a driver's thread would keep the process, and there is nothing to tidy
+    if not variant.recorded():
+        print(f"{chosen.variant} has recorded nothing, so it was not at work", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(not variant.recorded())  # a driver's thread would keep the process, and there is nothing to tidy
 
 
 if __name__ == "__main__":
