@@ -14,7 +14,7 @@ NEIGHBOURS := .neighbours
 NEIGHBOURS_READY := $(NEIGHBOURS)/.ready-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test workers model faults soak scale alerts page bench bench-peers bench-suite compat neighbours others guides clean
+.PHONY: help demo test workers model faults soak scale alerts page bench bench-peers bench-suite matrix neighbours others guides clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,8 +60,8 @@ bench-suite: $(READY) ## what the pytest plugin costs two suites of 1,000 tests:
 bench-peers: $(READY) ## what watching costs beside what its peers cost, with a chart: half an hour on two free cores
 	$(BIN)/python -m benchmarks.peers --docs
 
-compat: $(READY) ## the tests against the oldest and newest versions of what we depend on
-	$(BIN)/python tests/compat/run.py
+matrix: $(READY) ## the tests under old and new Python, SQLAlchemy and FastAPI: about an hour, writes docs/versions.md
+	$(BIN)/python -m tests.matrix --fresh --write
 
 # ddtrace brings a pytest plugin of its own, which has no business here.
 neighbours: $(NEIGHBOURS_READY) ## the tests beside OpenTelemetry's, Sentry's and Datadog's instrumentation
@@ -74,7 +74,7 @@ guides: $(READY) ## the guides, each as a program of its own
 	$(BIN)/pytest tests/test_guides.py
 
 clean: ## remove the environments and what the tools left
-	rm -rf $(VENV) $(NEIGHBOURS) .peers .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) $(NEIGHBOURS) .peers .matrix .mypy_cache .pytest_cache .ruff_cache dist
 
 $(READY): EXTRA := dev
 $(NEIGHBOURS_READY): EXTRA := neighbours

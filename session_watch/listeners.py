@@ -633,7 +633,9 @@ def silence() -> None:
     """Take every listener off again."""
     for target, name, listener in _wanted(statements=True):
         if event.contains(target, name, listener):
-            with contextlib.suppress(ValueError):  # somebody has cleared all listeners of the class
+            # Somebody has cleared all listeners of the class, or an old SQLAlchemy stumbles (its #12216), having
+            # removed it, over a function that it heard for two classes.
+            with contextlib.suppress(ValueError, KeyError):
                 event.remove(target, name, listener)
 
 
