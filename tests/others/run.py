@@ -20,6 +20,7 @@ import time
 import xml.etree.ElementTree as ET  # the file is our own
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,11 +124,13 @@ def compared(suite: Suite, cache: Path, fresh: bool) -> Result:
     home.mkdir(exist_ok=True)
     try:
         version = built(suite, home, fresh)
-        source = unpacked(suite, version, home)
+        archive = downloaded(suite, version, home)
     except subprocess.CalledProcessError as error:
         return Result(suite, "?", why=f"could not be built (exit status {error.returncode}), see {home / 'build.log'}")
     ways = {"without": WITHOUT, **suite.runs}
-    return Result(suite, version, tuple(ran(suite, home, source, name, ways[name]) for name in ways))
+    with ThreadPoolExecutor(os.cpu_count()) as together:
+        runs = together.map(lambda name: ran(suite, home, unpacked(archive, name), name, ways[name]), ways)
+        return Result(suite, version, tuple(runs))
 
 
 # Building
@@ -165,19 +168,24 @@ def python_of(home: Path) -> str:
     return str(home / "environment" / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 
 
-def unpacked(suite: Suite, version: str, home: Path) -> Path:
-    """The source distribution of this release, from PyPI; a new copy, as tests leave files."""
-    archives = home / "source"
-    name = f"{suite.source}-{version}"
-    if not (archives / f"{name}.tar.gz").exists():
-        options = ("--quiet", "--no-deps", "--no-binary", suite.source, "--dest", str(archives))
+def downloaded(suite: Suite, version: str, home: Path) -> Path:
+    """The source distribution of this release, from PyPI."""
+    archive = home / f"{suite.source}-{version}.tar.gz"
+    if not archive.exists():
+        options = ("--quiet", "--no-deps", "--no-binary", suite.source, "--dest", str(home))
         download = [sys.executable, "-m", "pip", "download", *options, f"{suite.source}=={version}"]
         with (home / "build.log").open("a", encoding="utf-8") as log:
             subprocess.run(download, check=True, stdout=log, stderr=subprocess.STDOUT)
-    shutil.rmtree(archives / name, ignore_errors=True)
-    with tarfile.open(archives / f"{name}.tar.gz") as tar:
-        tar.extractall(archives, filter="data")
-    return archives / name
+    return archive
+
+
+def unpacked(archive: Path, name: str) -> Path:
+    """A new copy for each run, as tests leave files and two run at a time."""
+    place = archive.parent / "source" / name
+    shutil.rmtree(place, ignore_errors=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(place, filter="data")
+    return place / archive.name.removesuffix(".tar.gz")
 
 
 # Running
@@ -208,7 +216,7 @@ def command(suite: Suite, home: Path, name: str, way: tuple[str, ...], places: M
     witness = () if name == "without" else ("-p", "others_witness")
     report = (f"--session-watch-report={places['findings.json']}",) if name == "fail" else ()
     options = ("-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", f"--junitxml={places['xml']}")
-    return [python_of(home), "-m", "pytest", *options, *way, *report, *witness]
+    return [python_of(home), "-m", "pytest", *options, *witness, *way, *report]  # the witness first: others import it
 
 
 def environment(witness: Path) -> dict[str, str]:
@@ -230,14 +238,17 @@ def outcomes(report: Path) -> Outcomes:
 
 # Telling
 
+# Of a run that broke off thousands differ.
+SHOWN = 50
 COLUMNS = ("suite", "version", "run", "tests", *ORDER, "differ", "seconds")
 
 
 def table(results: Iterable[Result]) -> str:
-    """Each run of each suite, a line."""
-    rows = [COLUMNS, *(row for result in results for row in rows_of(result))]
+    """Each run of each suite, a line, as docs/others.md has them."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *(row for result in results for row in rows_of(result))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    padded = ((cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
 
 
 def rows_of(result: Result) -> Iterator[tuple[str, ...]]:
@@ -265,10 +276,13 @@ def remarks(result: Result) -> Iterator[str]:
         yield f"  {run.name}: the watch saw {json.dumps(run.witness)}"
         if run.trouble:
             yield f"  {run.name}: {run.trouble}"
-        for test in result.differing(run):
+        differing = result.differing(run)
+        for test in differing[:SHOWN]:
             known = result.suite.known.get(test, "NOT EXPLAINED")
             was, became = result.runs[0].outcomes.get(test), run.outcomes.get(test)
             yield f"  {run.name}: {test}: {was} without, {became} with: {known}"
+        if len(differing) > SHOWN:
+            yield f"  {run.name}: and {len(differing) - SHOWN} more"
 
 
 if __name__ == "__main__":

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
-import importlib
+import sys
 from asyncio import _get_running_loop as get_running_loop
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from others_witness import SEEN  # type: ignore[import-not-found]  # it stands beside this, on the run's own path
-from starlette import testclient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from session_watch import SessionWatchMiddleware
+
+CALLS = (
+    ("starlette.testclient", "_TestClientTransport", "handle_request"),
+    ("httpx", "ASGITransport", "handle_async_request"),
+    ("httpx2", "ASGITransport", "handle_async_request"),
+)
 
 
 class Around:
@@ -29,27 +34,24 @@ class Around:
         await self.watched(scope, receive, send)
 
 
-def pytest_configure() -> None:
-    """Wrap what the clients hand the app to; the clients themselves keep the app they were given."""
-    _wrap(testclient._TestClientTransport)
-    for library in ("httpx", "httpx2"):
-        try:
-            _wrap(importlib.import_module(library).ASGITransport)
-        except ImportError:
-            continue
-    client: Any = testclient.TestClient
+def pytest_collection_finish() -> None:
+    """Wrap where the clients call the app: they keep the app they were given, and were imported by the suite itself."""
+    for module, name, method in CALLS:
+        client = getattr(sys.modules.get(module), name, None)
+        if client is not None:
+            setattr(client, method, _around(getattr(client, method)))
+    client = sys.modules["starlette.testclient"].TestClient
     client.lifespan = _around_lifespan(client.lifespan)
 
 
-def _wrap(transport: Any) -> None:
-    original = transport.__init__
-
+def _around(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def made(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        self.app = Around(self.app)
+    def handle(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.app, Around):
+            self.app = Around(self.app)
+        return original(self, *args, **kwargs)
 
-    transport.__init__ = made
+    return handle
 
 
 def _around_lifespan(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
