@@ -16,34 +16,33 @@ FAIL = ("--session-watch=fail", "-p", "others_around")
 class Suite:
     """One suite: ``source`` is the distribution whose source has it, ``runs`` what it is compared with.
 
-    ``known``: tests that differ, by their name, and why.
+    ``tests``: its folders and files. ``known``: tests that differ, by their name, and why.
     """
 
     name: str
     source: str
     requirements: tuple[str, ...]
-    arguments: tuple[str, ...]
+    tests: tuple[str, ...]
     runs: Mapping[str, tuple[str, ...]]
+    options: tuple[str, ...] = ()
     known: Mapping[str, str] = field(default_factory=dict)
 
 
 SQLALCHEMY = {"plugin": PLUGIN, "attached": ATTACHED}
 MIDDLEWARE = {"middleware": AROUND, "fail": FAIL}
 
-SQLALCHEMY_ARGUMENTS = ("--maxfail=1000000", "--db=sqlite", "test/engine", "test/orm")
+ON_SQLITE = ("--maxfail=1000000", "--db=sqlite")
+ON_AIOSQLITE = ("--maxfail=1000000", "--db=aiosqlite")
+SQLALCHEMY_TESTS = ("test/engine", "test/orm")
 SESSIONS = ("test/orm/test_session.py", "test/orm/test_transaction.py")
-ASYNCIO_ARGUMENTS = (
-    "--maxfail=1000000",
-    "--db=aiosqlite",
+ASYNCIO_TESTS = (
     "test/ext/asyncio",
     "test/engine/test_pool.py",
     "test/engine/test_transaction.py",
     *SESSIONS,
 )
 # Of the older line what has to do with connections and sessions.
-OLDER_ARGUMENTS = (
-    "--maxfail=1000000",
-    "--db=sqlite",
+OLDER_TESTS = (
     "test/engine",
     "test/ext/asyncio",
     "test/orm/test_bind.py",
@@ -65,6 +64,8 @@ OF_THAT_TIME = (
     "trio==0.29.0",
     "typer<0.16",
 )
+# Its own bound of 20 seconds for a test is for a machine that does nothing else.
+FASTAPI_OPTIONS = ("--ignore=tests/benchmarks", "--ignore=tests/memory_benchmarks", "--timeout=600")
 FASTAPI_NEEDS = ("anyio[trio]", "coverage[toml]", "dirty-equals", "flask", "pyjwt", "python-slugify", "pyyaml")
 FASTAPI_NEEDS_NOW = (
     "a2wsgi>=1.9,<=2.0",
@@ -120,7 +121,7 @@ SUITES = (
         "fastapi",
         "fastapi",
         ("fastapi[all]", "pytest>=9,<9.2", *FASTAPI_NEEDS, *FASTAPI_NEEDS_NOW),
-        ("tests", "--ignore=tests/benchmarks", "--ignore=tests/memory_benchmarks"),
+        FASTAPI_ARGUMENTS,
         MIDDLEWARE,
     ),
     Suite(
