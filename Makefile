@@ -67,14 +67,14 @@ matrix: $(READY) ## the tests under old and new Python, SQLAlchemy and FastAPI: 
 neighbours: $(NEIGHBOURS_READY) ## the tests beside OpenTelemetry's, Sentry's and Datadog's instrumentation
 	NEIGHBOURS=all $(NEIGHBOURS)/bin/pytest -p no:ddtrace tests/test_neighbours.py
 
-others: $(READY) ## SQLAlchemy's own suites with the pytest plugin and without
-	$(BIN)/python tests/others/run.py
+others: $(READY) ## SQLAlchemy's, Starlette's and FastAPI's own suites, with us and without: half an hour
+	$(BIN)/python -m tests.others.run $(SUITES)
 
 guides: $(READY) ## the guides, each as a program of its own
 	$(BIN)/pytest tests/test_guides.py
 
 clean: ## remove the environments and what the tools left
-	rm -rf $(VENV) $(NEIGHBOURS) .peers .matrix .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) $(NEIGHBOURS) .peers .matrix .others .mypy_cache .pytest_cache .ruff_cache dist
 
 $(READY): EXTRA := dev
 $(NEIGHBOURS_READY): EXTRA := neighbours

@@ -356,7 +356,7 @@ class Transaction(weakref.ref["Session"]):
 
 
 class Checkout(weakref.ref[Any]):
-    """One connection that is out: a weak reference to SQLAlchemy's proxy, kept in the pool record's ``info``."""
+    """One connection that is out: a weak reference to SQLAlchemy's proxy, kept in the place of the pool's record."""
 
     __slots__ = (
         "__dict__",
@@ -398,6 +398,22 @@ class Checkout(weakref.ref[Any]):
     look_at = 0.0
     expected: tuple[Any, ...] = ()
     blamed: dict[tuple[int, int, str], int] | None = None
+
+
+class Place:
+    """What a pool's record keeps: the checkout that is out; of a driver bound to event loops, where it connected.
+
+    Not in the record's ``info``, which is the application's, to look at, copy or clear.
+    """
+
+    __slots__ = ("checkout", "connected_at", "loop")
+    # Set together, the first as SQLAlchemy notes it: a record connects anew when its connection is lost.
+    connected_at: float | None
+    loop: weakref.ref[AbstractEventLoop]
+
+    def __init__(self) -> None:
+        self.checkout: Checkout | None = None
+        self.connected_at = None
 
 
 class Failed:

@@ -37,6 +37,7 @@ from session_watch.ledger import (
     Checkout,
     Failed,
     Ledger,
+    Place,
     Transaction,
     new_account,
 )
@@ -55,7 +56,6 @@ from session_watch.statements import (
 )
 from session_watch.tracing import note_trace
 
-KEY = "session_watch"
 AUTOBEGIN, BEGIN = SessionTransactionOrigin.AUTOBEGIN, SessionTransactionOrigin.BEGIN
 # Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
 known_blocking = BLOCKING.get
@@ -301,13 +301,12 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
 
 
 def _checkout_of(connection: Any) -> Checkout | None:
-    """What is known of the connection that is used here; nothing while a dialect looks at a new one, without info."""
+    """What is known of the connection that is used here; nothing while a dialect looks at a new one."""
+    proxy = connection._dbapi_connection
     try:
-        # The same dict as the connection's info, without the four calls that lead there.
-        info = connection._dbapi_connection._connection_record.info
-    except AttributeError:  # a connection without a pool
-        info = _info_of(connection)
-    checkout: Checkout | None = info.get(KEY)
+        checkout: Checkout | None = proxy._connection_record._session_watch.__self__.checkout
+    except AttributeError:  # a connection that has left its pool, or was never counted in it
+        return getattr(proxy, "_session_watch", None)
     return checkout
 
 
@@ -372,8 +371,8 @@ def on_soft_rollback(session: Session, previous: Any) -> None:
 def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:  # noqa: C901, PLR0912  # calls cost
     """A statement is about to reach the driver.
 
-    SQLAlchemy runs it itself only while this returns None. While a dialect looks at a new connection there
-    is no ``info`` to ask, and such statements are nobody's.
+    SQLAlchemy runs it itself only while this returns None. A dialect looks at a new connection before that is
+    handed out: such statements are nobody's.
     """
     try:
         try:
@@ -414,14 +413,6 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
             opened.failure.used_again = True
     except Exception as error:
         ERRORS.failed("do_execute", error)
-
-
-def _info_of(connection: Any) -> Any:
-    """A connection's ``info``; empty while a dialect looks at a new connection, which has none yet."""
-    try:
-        return connection.info
-    except NotImplementedError:
-        return {}
 
 
 def _expected_too(opened: Any, expected: tuple[Any, ...]) -> None:
@@ -485,17 +476,20 @@ def is_autocommit(connection: Any) -> bool | None:
 
 def on_checkin(dbapi_connection: Any, record: Any) -> None:
     """A connection that several share came back: which checkout that ends, only the latest knows."""
-    came_back(record.info, dbapi_connection)
+    place = _place_of(record)
+    if place is not None:
+        came_back(place, dbapi_connection)
 
 
-def came_back(info: dict[str, Any], _connection: Any) -> None:
+def came_back(place: Place, _connection: Any) -> None:
     """A connection came back, or the collector brought it back.
 
-    The pool's record calls this itself, which costs a third of an event.
+    The pool's record calls this itself, bound to its place, which costs a third of an event.
     """
     try:
-        checkout = info.pop(KEY, None)
+        checkout = place.checkout
         if checkout is not None:
+            place.checkout = None
             checked_in(checkout, "collected" if checkout() is None else "returned")
     except Exception as error:
         ERRORS.failed("checkin", error)
@@ -504,9 +498,12 @@ def came_back(info: dict[str, Any], _connection: Any) -> None:
 def on_detach(dbapi_connection: Any, record: Any) -> None:
     """A connection left its pool for good: by ``detach()``, or because an async one was collected."""
     try:
-        checkout = record.info.pop(KEY, None)
+        checkout = _left_record(record)
         if checkout is not None:
-            checked_in(checkout, "collected" if checkout() is None else "detached")
+            proxy = checkout()
+            if proxy is not None:
+                proxy._session_watch = checkout  # no record leads to it any more
+            checked_in(checkout, "collected" if proxy is None else "detached")
     except Exception as error:
         ERRORS.failed("detach", error)
 
@@ -514,7 +511,7 @@ def on_detach(dbapi_connection: Any, record: Any) -> None:
 def on_invalidate(dbapi_connection: Any, record: Any, exception: BaseException | None) -> None:
     """A connection was thrown away: by an error, by a cancelled task, or on request."""
     try:
-        checkout = record.info.pop(KEY, None)
+        checkout = _left_record(record)
         if checkout is not None:
             put(("invalidated", (checkout.pool, _reason(exception))))
             checked_in(checkout, "collected" if checkout() is None else "invalidated")
@@ -525,11 +522,26 @@ def on_invalidate(dbapi_connection: Any, record: Any, exception: BaseException |
 def on_soft_invalidate(dbapi_connection: Any, record: Any, exception: BaseException | None) -> None:
     """A connection will be thrown away when it comes back; it is still out."""
     try:
-        checkout = record.info.get(KEY)
-        if checkout is not None:
-            put(("invalidated", (checkout.pool, _reason(exception))))
+        place = _place_of(record)
+        if place is not None and place.checkout is not None:
+            put(("invalidated", (place.checkout.pool, _reason(exception))))
     except Exception as error:
         ERRORS.failed("soft_invalidate", error)
+
+
+def _place_of(record: Any) -> Place | None:
+    """What the pool's record keeps for us, in what it calls when its connection comes back."""
+    returned = getattr(record, "_session_watch", None)
+    return None if returned is None else returned.__self__
+
+
+def _left_record(record: Any) -> Checkout | None:
+    """The checkout of a connection that its pool's record has lost; the next one is another."""
+    place = _place_of(record)
+    if place is None:
+        return None
+    checkout, place.checkout, place.connected_at = place.checkout, None, None
+    return checkout
 
 
 def _reason(exception: BaseException | None) -> str:
@@ -568,7 +580,7 @@ def on_error(context: Any) -> None:
     """A statement failed; on PostgreSQL that aborts the transaction until it is rolled back."""
     try:
         connection = context.connection
-        checkout = None if connection is None else connection.info.get(KEY)
+        checkout = None if connection is None else _checkout_of(connection)
         opened = None if checkout is None else checkout.transaction
         if opened is None:
             return

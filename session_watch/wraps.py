@@ -39,11 +39,12 @@ from session_watch.ledger import (
     Failed,
     Incident,
     Ledger,
+    Place,
     Transaction,
     new_account,
     phase_of,
 )
-from session_watch.listeners import KEY, account_of, came_back, open_account
+from session_watch.listeners import account_of, came_back, open_account
 from session_watch.pools import MADE_IN_REQUESTS, POOLS, PoolBook, book_of, born_in_requests
 from session_watch.tracing import note_trace
 
@@ -53,8 +54,6 @@ ENGINE_FILE = sqlalchemy.engine.base.__file__
 SQLALCHEMY = os.path.join(os.path.dirname(sqlalchemy.__file__), "")
 # Frames of other people's instrumentation between a Session and the pool.
 WRAPPERS = 6
-# Where a connection remembers the loop it was made on, for as long as it lives.
-LOOP = "session_watch_loop"
 MADE = Ways()
 CLOSED = Ways()
 _active = False
@@ -63,8 +62,6 @@ known_book = POOLS.get
 _getframe = sys._getframe
 just_taken = listeners.taken.append
 held_outside = OUTSIDE.held
-# Where a connection keeps what it calls when it comes back.
-RETURNED = "session_watch.returned"
 
 
 def _made(original: Callable[..., None]) -> Callable[..., None]:
@@ -380,8 +377,12 @@ def _born(book: PoolBook) -> None:
 def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> None:
     try:
         record = proxy._connection_record
-        info = record.info  # the very dict that the proxy's info is, and cheaper to ask
-        known = info.get(KEY)
+        try:
+            returned = record._session_watch
+        except AttributeError:  # it hands out for the first time
+            returned = record._session_watch = MethodType(came_back, Place())
+        place = returned.__self__
+        known = place.checkout
         if known is not None and known() is proxy:
             return  # SingletonThreadPool hands the same connection out again
         checkout = Checkout(proxy, _proxy_collected) if book.shares_connections else Checkout(proxy)
@@ -392,12 +393,8 @@ def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> 
         if ledger.over:
             ledger = detached(ledger)
         checkout.ledger = ledger
-        info[KEY] = checkout
+        place.checkout = checkout
         if not book.shares_connections:
-            try:
-                returned = info[RETURNED]
-            except KeyError:
-                returned = info[RETURNED] = MethodType(came_back, info)
             record.finalize_callback.append(returned)
         try:
             # A Session asks through Engine.connect: it stands five frames below, at a fixed place.
@@ -415,7 +412,7 @@ def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> 
         if len(held) > ledger.peak:  # noqa: PLR1730  # every checkout comes by: max() would be a call
             ledger.peak = len(held)
         if book.loop_bound:
-            _look_at_loop(checkout, proxy)
+            _look_at_loop(checkout, place, record.starttime)
         book.waits.append(now - since)
         out = book.out
         out.add(checkout)
@@ -425,15 +422,15 @@ def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> 
         ERRORS.failed("Pool.connect", error)
 
 
-def _look_at_loop(checkout: Checkout, proxy: PoolProxiedConnection) -> None:
+def _look_at_loop(checkout: Checkout, place: Place, connected_at: float) -> None:
     """A connection of such a driver works on the event loop alone on which it was made."""
-    loop, made_on = get_running_loop(), proxy.info.get(LOOP)
+    loop = get_running_loop()
     if loop is None:
         return
-    if made_on is None:
-        proxy.info[LOOP] = weakref.ref(loop)
-    elif made_on() is not loop:
-        proxy.info[LOOP] = weakref.ref(loop)
+    if place.connected_at != connected_at:  # a new connection
+        place.connected_at, place.loop = connected_at, weakref.ref(loop)
+    elif place.loop() is not loop:
+        place.loop = weakref.ref(loop)
         incident = Incident("wrong loop", checkout=checkout, mark=caller(None, 4))
         incident.phase = phase_of(checkout.ledger, checkout.taken_at)
         incident.expected = expected_now()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -246,6 +248,12 @@ def _add_and_close(maker: sessionmaker[Session]) -> None:
         session.add(Item(name="a"))
 
 
+def _write_and_close_detached(maker: sessionmaker[Session]) -> None:
+    with maker() as session:
+        session.connection().detach()
+        session.execute(insert(Item).values(name="a"))
+
+
 def _savepoint_kept(maker: sessionmaker[Session]) -> None:
     with maker() as session:
         with session.begin_nested():
@@ -395,6 +403,7 @@ def ends(play: Callable[[Any], Any], found: str = "", **expected: int) -> object
         ends(_begin_block_left, rolled_back=1),
         ends(_block_left, closed_uncommitted=1),
         ends(_write_and_close, "uncommitted", closed_uncommitted=1),
+        ends(_write_and_close_detached, "uncommitted", closed_uncommitted=1),
         ends(_flush_and_close, "uncommitted", closed_uncommitted=1),
         ends(_write_and_reset, "uncommitted", closed_uncommitted=1),
         ends(_write_and_invalidate, "uncommitted", closed_uncommitted=1),
@@ -426,7 +435,11 @@ def test_outcome(engine: Engine, play: Callable[[Any], None], found: list[str], 
 
 @pytest.mark.parametrize(
     "play",
-    [row(play) for play in (_autocommit, _external_connection, _external_connection_with_savepoints)],
+    [
+        row(_autocommit),
+        row(_external_connection),
+        row(_external_connection_with_savepoints),
+    ],
 )
 def test_commit_is_somebody_elses(engine: Engine, play: Callable[[Any], None]) -> None:
     """Where no commit of the session would be needed, none is missed."""
@@ -1233,6 +1246,67 @@ def test_switched_off() -> None:
     program = [sys.executable, "-W", "error", "-c", OFF]
     done = subprocess.run(program, env=environment, cwd=root, capture_output=True, text=True, check=False, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("nothing is left", "")
+
+
+# What is the application's own
+
+
+def test_info_of_a_connection(engine: Engine) -> None:
+    """A connection's ``info`` has what the application puts in there; cleared, the connection still comes back."""
+    with watching() as watch:
+        with engine.connect() as connection:
+            assert (connection.info, connection.connection.record_info) == ({}, {})
+            connection.info["tenant"] = "a"
+            connection.info.clear()
+            assert used(watch) == 1
+        assert used(watch) == 0
+
+
+async def test_info_of_an_asynchronous_connection(async_engine: AsyncEngine) -> None:
+    """The same with drivers whose connections are bound to an event loop, which is remembered elsewhere."""
+    with watching():
+        async with async_engine.connect() as connection:
+            proxy = await connection.get_raw_connection()
+            assert (proxy.info, proxy.record_info) == ({}, {})
+
+
+def test_info_goes_with_its_connection(urls: dict[str, str]) -> None:
+    """What the application keeps in ``info`` goes with the connection, and does not wait for the collector."""
+
+    class Kept:
+        pass
+
+    gc.disable()
+    try:
+        with watching(), create_engine(urls["sqlite"], poolclass=NullPool).connect() as connection:
+            kept = connection.info["kept"] = Kept()
+            gone = weakref.ref(kept)
+            del kept
+        del connection
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.filterwarnings("ignore:.*:ResourceWarning")
+def test_connection_made_anew_on_another_loop(urls: dict[str, str]) -> None:
+    """What replaces a lost connection belongs to the loop on which it is made; on a third it is told."""
+    engine = create_async_engine(urls["asyncpg"], **OPTIONS)
+
+    async def use(*, lose: bool) -> None:
+        async with engine.connect() as connection:
+            await connection.execute(select(Item))
+            if lose:
+                await connection.invalidate()
+
+    with watching() as watch:
+        with watch.job("play"):
+            asyncio.run(use(lose=True))
+            asyncio.run(use(lose=False))
+        assert watch.findings() == ()
+        with watch.job("play"), suppress(Exception):
+            asyncio.run(use(lose=False))
+        assert "wrong-event-loop" in rules(watch.findings())
 
 
 # Sessions of other kinds

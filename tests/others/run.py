@@ -1,73 +1,289 @@
-"""SQLAlchemy's own ORM and pool suites, with the plugin and without: the same tests must pass and fail.
+"""Runs the suites of other projects without session_watch and with it, and compares them test by test.
 
-``make others`` runs it. It takes the source distribution of the installed SQLAlchemy from PyPI, some tests of
-which (SUITES; others as arguments) it runs twice on SQLite, and prints every test whose outcome differs.
+``make others`` runs all; names of ``suites.py`` as arguments choose. Each suite has an environment of its own under
+``.others/``, with the newest releases of what it is about unless ``suites.py`` says otherwise, and its tests come from
+the source distribution of exactly the release that is installed. Exits 1 if a test's outcome differs and ``suites.py``
+does not say why, or if the watch failed at anything by itself.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
+import time
 import xml.etree.ElementTree as ET  # the file is our own
 from collections import Counter
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-SUITES = ("test/engine/test_pool.py", "test/orm")
-RUNS = {
-    "without": ("-p", "no:session_watch"),
-    "with": ("--session-watch=warn", "-W", "ignore::session_watch.SessionLeakWarning"),
-}
-# Its suite asserts that a connection's info is empty, and that is where a checkout is booked.
-KNOWN = {("test.engine.test_pool.PoolTest", "test_info")}
-Outcomes = dict[tuple[str, str], str]
+from tests.others.suites import SUITES, Suite
 
-
-def main(suites: tuple[str, ...]) -> int:
-    """Run the suites twice; 1 if a test's outcome differs that is not known to."""
-    with tempfile.TemporaryDirectory() as directory:
-        home = unpacked(Path(directory))
-        without, with_watch = (outcomes(home, suites, name) for name in RUNS)
-    for name, found in zip(RUNS, (without, with_watch), strict=True):
-        print(f"{name}: {len(found)} tests, {dict(Counter(found.values()))}")
-    differ = [test for test in sorted({*without, *with_watch}) if without.get(test) != with_watch.get(test)]
-    for test in differ:
-        print(f"differs: {'.'.join(test)}: {without.get(test)} without, {with_watch.get(test)} with")
-    return int(not without or bool(set(differ) - KNOWN))
+ROOT = Path(__file__).parents[2]
+PLUGINS = Path(__file__).parent / "plugins"
+WITHOUT = ("-p", "no:session_watch")
+ORDER = ("passed", "failed", "error", "skipped")
+Outcomes = Mapping[str, str]
 
 
-def unpacked(directory: Path) -> Path:
-    """The source distribution of the installed SQLAlchemy."""
-    wanted = f"sqlalchemy=={version('sqlalchemy')}"
-    command = ("-m", "pip", "download", "--quiet", "--no-binary", "sqlalchemy", "--no-deps", "--dest", str(directory))
-    subprocess.run([sys.executable, *command, wanted], check=True)
-    (archive,) = directory.glob("*.tar.gz")
+@dataclass(frozen=True)
+class Run:
+    """One run of a suite: each test's outcome, what the watch has counted, and what it found."""
+
+    name: str
+    outcomes: Outcomes
+    seconds: float
+    witness: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tests ended in which way."""
+        counted = Counter(self.outcomes.values())
+        return {name: counted.pop(name, 0) for name in ORDER} | dict(counted)
+
+    @property
+    def trouble(self) -> str:
+        """Whether the watch failed at something by itself, or was not there."""
+        seen = self.witness
+        if not seen.get("tests") or seen.get("tests without a watch"):
+            return "the watch was not attached in every test"
+        # On trio a request is served and not watched, and counted as this.
+        on_trio = Counter({"middleware": seen.get("http on trio", 0) + seen.get("websocket on trio", 0)})
+        errors = Counter(seen["internal errors"]) - on_trio
+        return f"internal errors: {dict(errors)}" if errors else ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A suite, the release it is of, and its runs: the first is the one without."""
+
+    suite: Suite
+    version: str
+    runs: tuple[Run, ...] = ()
+    why: str = ""
+
+    def differing(self, run: Run) -> list[str]:
+        """The tests with another outcome in this run than without."""
+        without = self.runs[0].outcomes
+        return [test for test in sorted({*without, *run.outcomes}) if without.get(test) != run.outcomes.get(test)]
+
+    def unexplained(self) -> list[str]:
+        """The tests that differ in any run, and that nothing is known of."""
+        differing = {test for run in self.runs[1:] for test in self.differing(run)}
+        return sorted(differing - self.suite.known.keys())
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ran, the watch was there and failed at nothing, and every difference is explained."""
+        if self.why or not self.runs[0].outcomes or self.unexplained():
+            return False
+        return not any(run.trouble for run in self.runs[1:])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run every suite asked for, print the table and each difference; 1 if one is not explained."""
+    options = parsed(arguments)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    (options.cache / ".gitignore").write_text("*\n", encoding="utf-8")
+    results = []
+    for suite in SUITES:
+        if suite.name in options.suites:
+            results.append(compared(suite, options.cache, options.fresh))
+            print(table(results[-1:]), "\n".join(remarks(results[-1])), sep="\n", flush=True)
+    print(f"\n{table(results)}")
+    return 0 if all(result.ok for result in results) else 1
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    names = [suite.name for suite in SUITES]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default: all of {', '.join(names)}")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".others", help="where environments are kept")
+    parser.add_argument("--fresh", action="store_true", help="build the environments anew, for the newest releases")
+    options = parser.parse_args(arguments)
+    unknown = set(options.suites) - set(names)
+    if unknown:
+        parser.error(f"no suite is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    options.suites = options.suites or names
+    options.cache = options.cache.resolve()
+    return options
+
+
+def compared(suite: Suite, cache: Path, fresh: bool) -> Result:
+    """Build the suite's environment, unless it is there, and run the suite in every way."""
+    home = cache / suite.name
+    home.mkdir(exist_ok=True)
+    try:
+        version = built(suite, home, fresh)
+        archive = downloaded(suite, version, home)
+    except subprocess.CalledProcessError as error:
+        return Result(suite, "?", why=f"could not be built (exit status {error.returncode}), see {home / 'build.log'}")
+    ways = {"without": WITHOUT, **suite.runs}
+    with ThreadPoolExecutor(os.cpu_count()) as together:
+        runs = together.map(lambda name: ran(suite, home, unpacked(archive, name), name, ways[name]), ways)
+        return Result(suite, version, tuple(runs))
+
+
+# Building
+
+
+def built(suite: Suite, home: Path, fresh: bool) -> str:
+    """The release that is tested; its environment is built anew when what it is made of has changed."""
+    stamp = home / "built-from"
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + repr(suite.requirements).encode()).hexdigest()
+    if fresh or not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
+        shutil.rmtree(home / "environment", ignore_errors=True)
+        with (home / "build.log").open("w", encoding="utf-8") as log:
+            for command in installing(suite, home / "environment"):
+                subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=subprocess.STDOUT)
+        stamp.write_text(wanted, encoding="utf-8")
+    code = f"from importlib.metadata import version; print(version({suite.source!r}))"
+    told = subprocess.run([python_of(home), "-c", code], check=True, capture_output=True, text=True)
+    return told.stdout.strip()
+
+
+def installing(suite: Suite, environment: Path) -> Iterator[list[str]]:
+    """The commands that build an environment: uv's where there is uv, else pip's."""
+    wanted = ["--editable", ".", *suite.requirements]
+    python = python_of(environment.parent)
+    if shutil.which("uv"):
+        yield ["uv", "venv", "--quiet", "--python", sys.executable, str(environment)]
+        yield ["uv", "pip", "install", "--python", python, *wanted]
+    else:
+        yield [sys.executable, "-m", "venv", str(environment)]
+        yield [python, "-m", "pip", "install", "--disable-pip-version-check", *wanted]
+
+
+def python_of(home: Path) -> str:
+    """The environment's interpreter."""
+    return str(home / "environment" / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+
+def downloaded(suite: Suite, version: str, home: Path) -> Path:
+    """The source distribution of this release, from PyPI."""
+    archive = home / f"{suite.source}-{version}.tar.gz"
+    if not archive.exists():
+        options = ("--quiet", "--no-deps", "--no-binary", suite.source, "--dest", str(home))
+        download = [sys.executable, "-m", "pip", "download", *options, f"{suite.source}=={version}"]
+        with (home / "build.log").open("a", encoding="utf-8") as log:
+            subprocess.run(download, check=True, stdout=log, stderr=subprocess.STDOUT)
+    return archive
+
+
+def unpacked(archive: Path, name: str) -> Path:
+    """A new copy for each run, as tests leave files and two run at a time."""
+    place = archive.parent / "source" / name
+    shutil.rmtree(place, ignore_errors=True)
     with tarfile.open(archive) as tar:
-        tar.extractall(directory, filter="data")
-    return directory / archive.name.removesuffix(".tar.gz")
+        tar.extractall(place, filter="data")
+    return place / archive.name.removesuffix(".tar.gz")
 
 
-def outcomes(home: Path, suites: tuple[str, ...], name: str) -> Outcomes:
-    """The outcome of each test, of those of the installed SQLAlchemy and no other."""
-    path = home / f"{name}.xml"
-    others = ("asyncio", "rerunfailures", "sqla", "xdist", "cacheprovider")
-    off = [word for other in others for word in ("-p", f"no:{other}")]
-    command = [sys.executable, "-m", "pytest", "-q", "--maxfail=1000000", "--db=sqlite", f"--junitxml={path}", *off]
-    subprocess.run(
-        [*command, *RUNS[name], *suites],
-        cwd=home,
-        env={**os.environ, "PYTHONNOUSERSITE": "1"},
-        stdout=subprocess.DEVNULL,
-        check=False,
-    )
-    return {
-        (case.get("classname", ""), case.get("name", "")): ", ".join(sorted(child.tag for child in case)) or "passed"
-        for case in ET.parse(path).getroot().iter("testcase")
-    }
+# Running
+
+
+def ran(suite: Suite, home: Path, source: Path, name: str, way: tuple[str, ...]) -> Run:
+    """Run the suite in one way; what it prints, and what was found, is kept beside its environment."""
+    places = {end: home / f"{name}.{end}" for end in ("xml", "json", "findings.json", "log")}
+    for place in places.values():
+        place.unlink(missing_ok=True)
+    begun = time.monotonic()
+    with places["log"].open("w", encoding="utf-8") as log:
+        subprocess.run(
+            [*command(suite, home, name, way, places), *suite.arguments],
+            cwd=source,
+            env={**os.environ, **environment(places["json"])},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    seconds = time.monotonic() - begun
+    witness = json.loads(places["json"].read_text(encoding="utf-8")) if places["json"].exists() else {}
+    return Run(name, outcomes(places["xml"]), seconds, witness)
+
+
+def command(suite: Suite, home: Path, name: str, way: tuple[str, ...], places: Mapping[str, Path]) -> list[str]:
+    """How pytest is called."""
+    witness = () if name == "without" else ("-p", "others_witness")
+    report = (f"--session-watch-report={places['findings.json']}",) if name == "fail" else ()
+    options = ("-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", f"--junitxml={places['xml']}")
+    return [python_of(home), "-m", "pytest", *options, *witness, *way, *report]  # the witness first: others import it
+
+
+def environment(witness: Path) -> dict[str, str]:
+    """Without the user's own packages, which SQLAlchemy's suite takes for a wish to test the source beside it."""
+    return {"PYTHONNOUSERSITE": "1", "PYTHONPATH": str(PLUGINS), "OTHERS_WITNESS": str(witness)}
+
+
+def outcomes(report: Path) -> Outcomes:
+    """Each test's outcome; one that fails and then fails in its teardown too has both."""
+    if not report.exists():
+        return {}
+    kinds: dict[str, list[str]] = {}
+    for case in ET.parse(report).getroot().iter("testcase"):
+        name = f"{case.get('classname')}.{case.get('name')}"
+        ended = (child.tag.replace("failure", "failed") for child in case)
+        kinds.setdefault(name, []).extend(tag for tag in ended if tag in ORDER)
+    return {name: ", ".join(sorted({*ended})) or "passed" for name, ended in kinds.items()}
+
+
+# Telling
+
+# Of a run that broke off thousands differ.
+SHOWN = 50
+COLUMNS = ("suite", "version", "run", "tests", *ORDER, "differ", "seconds")
+
+
+def table(results: Iterable[Result]) -> str:
+    """Each run of each suite, a line, as docs/others.md has them."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *(row for result in results for row in rows_of(result))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    padded = ((cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+
+
+def rows_of(result: Result) -> Iterator[tuple[str, ...]]:
+    """The lines of one suite."""
+    for run in result.runs:
+        counts = run.counts
+        ended = (f"{counts[name]:,}" for name in ORDER)
+        differ = "" if run.name == "without" else str(len(result.differing(run)))
+        yield (
+            result.suite.name,
+            result.version,
+            run.name,
+            f"{len(run.outcomes):,}",
+            *ended,
+            differ,
+            f"{run.seconds:.0f}",
+        )
+
+
+def remarks(result: Result) -> Iterator[str]:
+    """What is to be said of a suite beside its numbers."""
+    if result.why:
+        yield f"  {result.suite.name}: {result.why}"
+    for run in result.runs[1:]:
+        yield f"  {run.name}: the watch saw {json.dumps(run.witness)}"
+        if run.trouble:
+            yield f"  {run.name}: {run.trouble}"
+        differing = result.differing(run)
+        for test in differing[:SHOWN]:
+            known = result.suite.known.get(test, "NOT EXPLAINED")
+            was, became = result.runs[0].outcomes.get(test), run.outcomes.get(test)
+            yield f"  {run.name}: {test}: {was} without, {became} with: {known}"
+        if len(differing) > SHOWN:
+            yield f"  {run.name}: and {len(differing) - SHOWN} more"
 
 
 if __name__ == "__main__":
-    sys.exit(main(tuple(sys.argv[1:]) or SUITES))
+    sys.exit(main())

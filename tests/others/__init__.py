@@ -1,0 +1,1 @@
+"""Other projects' own test suites, run without session_watch and with it."""
