@@ -17,6 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import (
     AssertionPool,
+    AsyncAdaptedQueuePool,
     Engine,
     NullPool,
     Pool,
@@ -118,7 +119,7 @@ def engine(request: pytest.FixtureRequest, urls: dict[str, str]) -> Iterator[Eng
 @pytest.fixture(params=["aiosqlite", "asyncpg", "psycopg"])
 async def async_engine(request: pytest.FixtureRequest, urls: dict[str, str]) -> AsyncIterator[AsyncEngine]:
     """The same with an asynchronous driver."""
-    engine = create_async_engine(urls[request.param], **OPTIONS)
+    engine = create_async_engine(urls[request.param], poolclass=AsyncAdaptedQueuePool, **OPTIONS)
     async with engine.begin() as connection:
         await connection.execute(delete(Item))
     yield engine

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from fastapi import APIRouter
+from packaging.version import Version
 
 from session_watch import Finding
 from tests.apps import innocent_async, innocent_sync
@@ -170,8 +171,21 @@ ONLY = {
 EXITS_WHEN_CANCELLED = (0, 163)
 
 
+# An older SQLAlchemy loses the connection of some tasks that are cancelled: with us or without, its pool never gets it
+# back. 2.0.50 does so, 2.0.58 does not.
+RETURNS_WHEN_CANCELLED = Version("2.0.58")
+
+
+def skip_where_sqlalchemy_leaks(app: Running) -> None:
+    """Where a cancelled task's connection is lost, nothing innocent can be told of it."""
+    if app.driver in ASYNC and Version(version("sqlalchemy")) < RETURNS_WHEN_CANCELLED:
+        pytest.skip("this SQLAlchemy loses the connection of a cancelled task")
+
+
 def skip_unless_it_applies(app: Running, path: str) -> None:
     """Some patterns exist only for some drivers, or are innocent only with some versions."""
+    if path.startswith("/cancelled/"):
+        skip_where_sqlalchemy_leaks(app)
     if app.driver not in ONLY.get(path.partition("?")[0], DRIVERS):
         pytest.skip(f"no such thing with {app.driver}")
     fastapi = tuple(int(part) for part in version("fastapi").split(".")[:2])
@@ -283,6 +297,7 @@ def test_the_client_leaves_an_export(app: Running) -> None:
     """A stream whose session is in an ``async with`` is cancelled in the middle."""
     if app.driver in SYNC:
         pytest.skip(f"no such thing with {app.driver}")
+    skip_where_sqlalchemy_leaks(app)
     with app.client.stream("GET", "/export/client-leaves", headers={"x-call": "left"}) as response:
         next(response.iter_raw())
     app.stage.signals.wait("over left")

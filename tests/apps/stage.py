@@ -160,8 +160,9 @@ class AsyncStage(Stage):
 
     def __init__(self, url: str, other_url: str) -> None:
         super().__init__(url, other_url)
-        self.engine = create_async_engine(url)
-        self.other = create_async_engine(other_url)
+        # What create_async_engine takes by itself, save for SQLite before SQLAlchemy 2.0.38.
+        self.engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool)
+        self.other = create_async_engine(other_url, poolclass=AsyncAdaptedQueuePool)
         self.sessions = async_sessionmaker(self.engine)
         self.everybodys: AsyncSession = self.sessions()
         kinds: dict[str, type[Pool]] = {"null": NullPool, "static": StaticPool}
