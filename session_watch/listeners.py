@@ -380,6 +380,8 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
             if checkout.ended is not None:  # the connection was replaced
                 checkout = _checkout_of(context.root_connection)
         except AttributeError:  # no session's
+            if context is None:  # a statement of a dialect's own
+                return
             checkout = _checkout_of(context.root_connection)
         if checkout is None:
             return

@@ -1310,6 +1310,23 @@ def test_connection_made_anew_on_another_loop(urls: dict[str, str]) -> None:
         assert "wrong-event-loop" in rules(watch.findings())
 
 
+def test_statement_of_a_dialects_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dialect may execute on its own account, without a context, while it looks at a new connection."""
+    engine = create_engine("sqlite://")
+    looked: list[Any] = []
+
+    def look(connection: Any) -> None:
+        cursor = connection.connection.cursor()
+        connection._cursor_execute(cursor, "SELECT 1", ())
+        looked.extend(cursor.fetchone())
+
+    monkeypatch.setattr(engine.dialect, "_get_default_schema_name", look)  # what a dialect overrides
+    with watching() as watch:
+        engine.connect().close()
+        assert looked == [1]
+        assert internal_errors(watch, "do_execute") == 0
+
+
 # Sessions of other kinds
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.others.run import Result, Run, outcomes
+from tests.others.run import Result, Run, node_of, outcomes
 from tests.others.suites import SUITES, Suite
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +22,7 @@ def result(
     with_us: Mapping[str, str], seen: Mapping[str, Any] = ATTACHED, known: Mapping[str, str] | None = None
 ) -> Result:
     """A suite of two tests: one passes without us, one is skipped."""
-    suite = Suite("own", "own", (), (), {}, known or {})
+    suite = Suite("own", "own", (), (), {}, known=known or {})
     return Result(suite, "1.0", (Run("without", ALIKE, 1.0), Run("with", with_us, 1.0, seen)))
 
 
@@ -53,7 +53,15 @@ def test_outcome_of_a_test_that_fails_twice(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     twice = '<testcase classname="m" name="a"><failure/></testcase><testcase classname="m" name="a"><error/></testcase>'
     report.write_text(f'<testsuites><testsuite>{twice}<testcase classname="m" name="b"/></testsuite></testsuites>')
-    assert outcomes(report) == {"m.a": "error, failed", "m.b": "passed"}
+    assert outcomes(report) == {"m::a": "error, failed", "m::b": "passed"}
+
+
+def test_name_of_a_test_that_is_run_again(tmp_path: Path) -> None:
+    """The report's dots are folders, files and classes again; those in a parameter stay."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_m.py").touch()
+    assert node_of(tmp_path, "tests.test_m::test_a[1.5]") == "tests/test_m.py::test_a[1.5]"
+    assert node_of(tmp_path, "tests.test_m.TestIt::test_b") == "tests/test_m.py::TestIt::test_b"
 
 
 def test_the_page_has_every_suite() -> None:
