@@ -1236,6 +1236,8 @@ assert (Session.__init__, Session.close) == before
 heard = LISTENERS + STATEMENT_LISTENERS
 assert not [name for target, name, listener in heard if event.contains(target, name, listener)]
 assert [thread.name for thread in threading.enumerate()] == ["MainThread"]
+session.close()
+engine.dispose()
 print("nothing is left")
 """
 
