@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
 
 from session_watch import incidents
-from session_watch.decorating import decorated
+from session_watch.decorating import Function, decorated
 from session_watch.rule_names import check_rule
 from session_watch.settings import check_text, check_up_to
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)

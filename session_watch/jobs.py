@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from session_watch.books import BOOKS
 from session_watch.current import CURRENT, leave, open_ledger, within, working
-from session_watch.decorating import Block, decorated
+from session_watch.decorating import Block, Function, decorated
 from session_watch.ledger import Ledger
 from session_watch.raising import raise_if_asked
 from session_watch.settings import check_text
@@ -19,8 +19,6 @@ from session_watch.tracing import note_span
 
 if TYPE_CHECKING:
     from session_watch.watch import SessionWatch
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Job:

@@ -44,12 +44,11 @@ from session_watch.ledger import (
 from session_watch.pools import bind_of
 from session_watch.statements import (
     CONTROL,
+    ORDINARY,
     READ,
     TEMPORARY,
-    WRITE,
     created_temporary,
     effect,
-    is_ordinary,
     is_plain_dml,
     known_effect,
     on_temporary,
@@ -429,15 +428,15 @@ def on_execute_no_params(cursor: Any, statement: str, context: Any) -> None:
 
 
 def _changed(opened: Any, statement: str, context: Any, what: int) -> None:
-    if what is WRITE:
-        _wrote(opened, statement, context)
-    elif what is TEMPORARY:
+    if what is TEMPORARY:
         _temporary_made(opened, statement)
+    else:
+        _wrote(opened, statement, context, what)
 
 
-def _wrote(opened: Any, statement: str, context: Any) -> None:
+def _wrote(opened: Any, statement: str, context: Any, what: int) -> None:
     temporary: frozenset[str] = getattr(opened, "temporary", frozenset())
-    if (temporary or not is_ordinary(statement)) and (
+    if (temporary or what is not ORDINARY) and (
         on_temporary(statement, temporary) or _commits_itself(statement, context)
     ):
         return

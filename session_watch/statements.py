@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-TEMPORARY, WRITE, CONTROL, READ = 3, 2, 1, 0
+ORDINARY, TEMPORARY, WRITE, CONTROL, READ = 4, 3, 2, 1, 0
 # Characters that are looked at: a statement's verb and table stand well before.
 READ_AT_MOST = 20_000
 KEPT = 2048
@@ -45,7 +45,8 @@ known_effect = _effects.get
 def effect(sql: str) -> int:
     """WRITE for INSERT, UPDATE, DELETE, MERGE, COPY FROM and DDL; CONTROL for savepoints; else READ.
 
-    DDL that makes a temporary table is TEMPORARY.
+    DDL that makes a temporary table is TEMPORARY. Plain DML that names nothing temporary is ORDINARY, as most writes
+    are: of these nothing else needs to be asked.
     """
     known = _effects.get(sql)
     if known is None:
@@ -60,6 +61,8 @@ def effect(sql: str) -> int:
 def _effect(sql: str) -> int:
     text, _ = skeleton(sql[:READ_AT_MOST])
     word = _first_word(text)
+    if word in PLAIN_DML and not _may_be_temporary(sql):
+        return ORDINARY
     if word in WRITES or word in GRANTS:
         return TEMPORARY if MAKES_TEMPORARY.match(text) else WRITE
     if word in CONTROLS:
@@ -72,16 +75,6 @@ def _effect(sql: str) -> int:
 def is_plain_dml(sql: str) -> bool:
     """Whether it begins with INSERT, UPDATE, DELETE or REPLACE."""
     return _first_word(skeleton(sql[:READ_AT_MOST])[0]) in PLAIN_DML
-
-
-def is_ordinary(sql: str) -> bool:
-    """Whether it is plain DML on no table that could be a temporary one by its name alone: what most writes are."""
-    return len(sql) < READ_AT_MOST and _is_ordinary(sql)
-
-
-@lru_cache(maxsize=KEPT)
-def _is_ordinary(sql: str) -> bool:
-    return is_plain_dml(sql) and "temp" not in sql.lower()
 
 
 def created_temporary(sql: str) -> str | None:
@@ -98,13 +91,17 @@ def target(sql: str) -> str | None:
 
 def on_temporary(sql: str, temporary: frozenset[str]) -> bool:
     """Whether all that the statement writes to are these temporary tables, or in the temporary schema."""
-    if not temporary and "temp" not in sql[:READ_AT_MOST].lower():
+    if not temporary and not _may_be_temporary(sql):
         return False
     text, names = skeleton(sql[:READ_AT_MOST])
     written = [_parts(found.group(1), names) for found in WRITTEN.finditer(text)]
     if re.match(r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\b", text, re.IGNORECASE):
         written = [_parts(found.group(1), names) for found in INDEXED.finditer(text)]
     return bool(written) and all(_is_temporary(parts, temporary) for parts in written)
+
+
+def _may_be_temporary(sql: str) -> bool:
+    return "temp" in sql[:READ_AT_MOST].lower()
 
 
 def _is_temporary(parts: list[str], temporary: frozenset[str]) -> bool:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import Token
 from types import TracebackType
-from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 
 from session_watch import suite
 from session_watch.books import BOOKS
 from session_watch.current import leave
-from session_watch.decorating import decorated
+from session_watch.decorating import Function, decorated
 from session_watch.ledger import Ledger
 from session_watch.raising import SessionLeakError, demand_none
 from session_watch.settings import Settings
 from session_watch.watch import SessionWatch
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @contextmanager

@@ -12,19 +12,19 @@ import pytest
 
 from session_watch.statements import (
     CONTROL,
+    ORDINARY,
     READ,
     TEMPORARY,
     WRITE,
     created_temporary,
     effect,
-    is_ordinary,
     masked,
     on_temporary,
     summary,
     target,
 )
 
-WORDS = {WRITE: "write", CONTROL: "control", READ: "read", TEMPORARY: "temporary"}
+WORDS = {WRITE: "write", ORDINARY: "ordinary write", CONTROL: "control", READ: "read", TEMPORARY: "temporary"}
 
 
 def does(what: int, sql: str, says: str = "") -> object:
@@ -33,14 +33,17 @@ def does(what: int, sql: str, says: str = "") -> object:
 
 
 EFFECTS = [
-    does(WRITE, "INSERT INTO orders VALUES (1)"),
-    does(WRITE, "insert into orders values (1)"),
-    does(WRITE, "INSERT OR IGNORE INTO orders VALUES (1)"),
-    does(WRITE, "UPDATE orders SET paid = 1"),
-    does(WRITE, "DELETE FROM orders"),
+    does(ORDINARY, "INSERT INTO orders VALUES (1)"),
+    does(ORDINARY, "insert into orders values (1)"),
+    does(ORDINARY, "INSERT OR IGNORE INTO orders VALUES (1)"),
+    does(ORDINARY, "UPDATE orders SET paid = 1"),
+    does(ORDINARY, "DELETE FROM orders"),
     does(WRITE, "MERGE INTO orders USING new ON true WHEN MATCHED THEN DELETE"),
-    does(WRITE, "REPLACE INTO orders VALUES (1)"),
-    does(WRITE, "INSERT INTO log SELECT 'COMMIT'"),
+    does(ORDINARY, "REPLACE INTO orders VALUES (1)"),
+    does(ORDINARY, "INSERT INTO log SELECT 'COMMIT'"),
+    does(ORDINARY, f"INSERT INTO orders VALUES ('{'x' * 20_000}')", "a long one"),
+    does(WRITE, "INSERT INTO temp.orders VALUES (1)"),
+    does(WRITE, "UPDATE temperatures SET degrees = 1"),
     does(WRITE, "CREATE TABLE orders (id INTEGER)"),
     does(WRITE, "CREATE TABLE copies AS SELECT * FROM orders"),
     does(WRITE, "CREATE UNIQUE INDEX i ON orders (id)"),
@@ -60,9 +63,9 @@ EFFECTS = [
     does(WRITE, 'WITH paid AS (UPDATE "orders" SET paid = 1 RETURNING id) SELECT * FROM paid'),
     does(WRITE, "WITH new AS (SELECT 1) INSERT INTO orders SELECT * FROM new"),
     does(WRITE, "WITH new (id) AS (VALUES (1)) MERGE INTO orders USING new ON true WHEN MATCHED THEN DELETE"),
-    does(WRITE, "-- who asked\nINSERT INTO orders VALUES (1)", "after a line comment"),
-    does(WRITE, "/* who */ /* asked */\n\tUPDATE orders SET paid = 1", "after block comments"),
-    does(WRITE, "/*+ hint */INSERT INTO orders VALUES (1)", "after a hint"),
+    does(ORDINARY, "-- who asked\nINSERT INTO orders VALUES (1)", "after a line comment"),
+    does(ORDINARY, "/* who */ /* asked */\n\tUPDATE orders SET paid = 1", "after block comments"),
+    does(ORDINARY, "/*+ hint */INSERT INTO orders VALUES (1)", "after a hint"),
     does(READ, "SELECT * FROM orders"),
     does(READ, "SELECT * FROM orders FOR UPDATE"),
     does(READ, "SELECT * FROM orders FOR NO KEY UPDATE SKIP LOCKED"),
@@ -114,7 +117,7 @@ MISREAD = [
     pytest.param(
         WRITE, "WITH n AS (SELECT 1) INSERT OR REPLACE INTO orders SELECT * FROM n", id="WITH ... INSERT OR REPLACE"
     ),
-    pytest.param(WRITE, "/* a /* b */ */ INSERT INTO orders VALUES (1)", id="a comment in a comment"),
+    pytest.param(ORDINARY, "/* a /* b */ */ INSERT INTO orders VALUES (1)", id="a comment in a comment"),
     pytest.param(WRITE, "EXPLAIN ANALYZE DELETE FROM orders", id="EXPLAIN ANALYZE runs the statement"),
     pytest.param(READ, "WITH n AS (SELECT 1) SELECT /* DELETE FROM orders */ 1", id="a comment inside a WITH"),
     pytest.param(READ, "WITH n AS (SELECT 1) SELECT 1 -- INSERT INTO orders", id="a line comment inside a WITH"),
@@ -285,23 +288,6 @@ CHOSEN = frozenset({"chosen"})
 def test_on_temporary(expected: bool, sql: str) -> None:
     """Whether what is written to goes away by itself."""
     assert on_temporary(sql, CHOSEN) is expected
-
-
-@pytest.mark.parametrize(
-    ("expected", "sql"),
-    [
-        pytest.param(True, "INSERT INTO orders VALUES (1)", id="insert"),
-        pytest.param(True, "/* who */ update orders SET paid = 1", id="update after a comment"),
-        pytest.param(False, "INSERT INTO temp.orders VALUES (1)", id="the temporary schema"),
-        pytest.param(False, "CREATE TABLE orders (id INTEGER)", id="DDL"),
-        pytest.param(False, "WITH old AS (SELECT 1) DELETE FROM orders", id="after WITH"),
-        pytest.param(False, "SELECT 1", id="a read"),
-        pytest.param(False, f"INSERT INTO orders VALUES ('{'x' * 20_000}')", id="too long to be remembered"),
-    ],
-)
-def test_ordinary_writes(expected: bool, sql: str) -> None:
-    """Of plain DML on a table that its name tells from temporary ones, nothing else needs to be asked."""
-    assert is_ordinary(sql) is expected
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,12 @@ from session_watch.sinks.worker_files import numbers_in
 BROKEN = "multiprocess directory: a broken file"
 Numbers = dict[str, float]
 # What the numbers of two workers make together, by what follows the kind in the names of their files.
-TOGETHER: Mapping[str, Callable[[float, float], float]] = defaultdict(
-    lambda: operator.add, {"livemax": max, "livemin": min}
-)
+TOGETHER: Mapping[str, Callable[[float, float], float]] = {
+    "": operator.add,
+    "livesum": operator.add,
+    "livemax": max,
+    "livemin": min,
+}
 
 
 class Entry(NamedTuple):
@@ -42,7 +45,7 @@ def added_up(files: Iterable[Path]) -> dict[str, Numbers]:
     """The numbers of these files, by family and key. What is broken is left out, and counted."""
     families: dict[str, Numbers] = defaultdict(dict)
     for file in files:
-        together = TOGETHER[_across(file)]
+        together = TOGETHER.get(_across(file), TOGETHER[""])
         for key, value in _read(file).items():
             numbers = families[_family(key)]
             before = numbers.get(key)
@@ -100,16 +103,16 @@ def _plain(_: str, numbers: Numbers) -> Iterator[Sample]:
 
 def _buckets(name: str, numbers: Numbers) -> Iterator[Sample]:
     """Each bucket with all that are below it, as scrapes have them; the files have each alone."""
-    by_labels: dict[str, list[tuple[float, str, float]]] = defaultdict(list)
+    by_labels: dict[tuple[tuple[str, str], ...], list[tuple[float, str, float]]] = defaultdict(list)
     sums = []
     for entry, value in _entries(numbers):
         bound = entry.labels.pop("le", None)
         if bound is None:
             sums.append(Sample(entry.name, entry.labels, value))
         else:
-            by_labels[json.dumps(entry.labels)].append((float(bound), bound, value))
-    for encoded, buckets in by_labels.items():
-        labels, so_far = json.loads(encoded), 0.0
+            by_labels[tuple(entry.labels.items())].append((float(bound), bound, value))
+    for items, buckets in by_labels.items():
+        labels, so_far = dict(items), 0.0
         for _, bound, value in sorted(buckets):
             so_far += value
             yield Sample(f"{name}_bucket", {**labels, "le": bound}, so_far)
