@@ -54,20 +54,20 @@ page: $(READY) ## the slow tests of the live page in a real Chromium, with what 
 bench: $(READY) ## what watching costs
 	$(BIN)/python -m benchmarks
 
-bench-suite: $(READY) ## what the pytest plugin costs two suites of 1,000 tests: ten minutes
+bench-suite: $(READY) ## what the pytest plugin costs two suites of 1,000 tests: a quarter of an hour
 	$(BIN)/python -m benchmarks.suite
 
-bench-peers: $(READY) ## what watching costs beside what its peers cost, with a chart: half an hour on two free cores
+bench-peers: $(READY) ## what watching costs beside what its peers cost, with a chart: an hour or so
 	$(BIN)/python -m benchmarks.peers --docs
 
-matrix: $(READY) ## the tests under old and new Python, SQLAlchemy and FastAPI: about an hour, writes docs/versions.md
+matrix: $(READY) ## the tests under old and new Python, SQLAlchemy and FastAPI: an hour or more, writes docs/versions.md
 	$(BIN)/python -m tests.matrix --fresh --write
 
 # ddtrace brings a pytest plugin of its own, which has no business here.
 neighbours: $(NEIGHBOURS_READY) ## the tests beside OpenTelemetry's, Sentry's and Datadog's instrumentation
 	NEIGHBOURS=all $(NEIGHBOURS)/bin/pytest -p no:ddtrace tests/test_neighbours.py
 
-others: $(READY) ## SQLAlchemy's, Starlette's and FastAPI's own suites, with us and without: half an hour
+others: $(READY) ## SQLAlchemy's, Starlette's and FastAPI's own suites, with us and without: an hour or so
 	$(BIN)/python -m tests.others.run $(SUITES)
 
 guides: $(READY) ## the guides, each as a program of its own
