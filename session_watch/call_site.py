@@ -48,7 +48,7 @@ class Ways:
     __slots__ = ("entered", "known", "marks", "steps")
 
     def __init__(self) -> None:
-        # The newest way, and all of them with it.
+        # The way that was taken last, and all of them with it.
         self.steps = 0
         self.entered: CodeType | None = None
         self.known: tuple[tuple[int, CodeType], ...] = ()
@@ -141,7 +141,7 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
 
     ``ways``: what the caller remembers of the ways out that it took before.
     """
-    try:  # the newest way first, without a loop: most callers have one only, and each request asks four times
+    try:  # the last way first, without a loop: most callers have one only, and each request asks four times
         frame = _getframe(ways.steps)  # type: ignore[union-attr]  # None has no ways: an AttributeError
         if frame.f_code is ways.entered:  # type: ignore[union-attr]
             frame = frame.f_back  # type: ignore[assignment]  # None has no code: an AttributeError
@@ -149,10 +149,11 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
     except MISSED:
         pass
     if ways is not None:
-        for steps, entered in ways.known[1:]:
+        for steps, entered in ways.known:
             try:
                 frame = _getframe(steps)
                 if frame.f_code is entered:
+                    ways.steps, ways.entered = steps, entered
                     frame = frame.f_back  # type: ignore[assignment]
                     return ways.marks[id(frame.f_code)][frame.f_lasti]
             except MISSED:

@@ -396,6 +396,8 @@ class Checkout(weakref.ref[Any]):
     seen_active_at = seen_idle_at = 0.0
     # No rule that needs a clock can find anything before; seconds of the clock.
     look_at = 0.0
+    # Temporary tables are remembered for a session's transaction only.
+    temporary: frozenset[str] = frozenset()
     expected: tuple[Any, ...] = ()
     blamed: dict[tuple[int, int, str], int] | None = None
 

@@ -56,6 +56,8 @@ from session_watch.statements import (
 from session_watch.tracing import note_trace
 
 AUTOBEGIN, BEGIN = SessionTransactionOrigin.AUTOBEGIN, SessionTransactionOrigin.BEGIN
+# That of a flush.
+SUBTRANSACTION = SessionTransactionOrigin.SUBTRANSACTION
 # Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
 known_blocking = BLOCKING.get
 OPENED = Ways()
@@ -166,9 +168,12 @@ def _reopened(account: Account, opened: Transaction) -> None:
 
 
 def _inner_began(session: Session, transaction: Any) -> None:
-    opened = account_of(session).transaction
-    if opened is None:
-        return
+    try:
+        opened: Transaction | None = transaction._parent._session_watch
+    except AttributeError:  # within a savepoint, or a root that began before anybody watched
+        opened = account_of(session).transaction
+        if opened is None:
+            return
     if transaction.nested:
         opened.savepoints = [*(opened.savepoints or ()), (opened.writes, opened.failure)]
     else:
@@ -178,6 +183,8 @@ def _inner_began(session: Session, transaction: Any) -> None:
 def on_transaction_end(session: Session, transaction: Any) -> None:
     """A root transaction ended, one way or another; a savepoint is forgotten."""
     try:
+        if transaction.origin is SUBTRANSACTION:
+            return
         try:
             opened: Transaction = transaction._session_watch
         except AttributeError:  # only a root transaction has it
@@ -408,7 +415,10 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
             opened.streamed = weakref.ref(context)
         if incidents.expectations is not None:
             _expected_too(opened, incidents.expectations())
-        if what is not READ:
+        if what is ORDINARY and opened.wrote_at is not None and not opened.temporary:  # as its first write was
+            opened.writes += 1
+            opened.last_was_write = True
+        elif what is not READ:
             _changed(opened, statement, context, what)
         if checkout.transaction is not None and opened.failure is not None:
             opened.failure.used_again = True
@@ -435,9 +445,8 @@ def _changed(opened: Any, statement: str, context: Any, what: int) -> None:
 
 
 def _wrote(opened: Any, statement: str, context: Any, what: int) -> None:
-    temporary: frozenset[str] = getattr(opened, "temporary", frozenset())
-    if (temporary or what is not ORDINARY) and (
-        on_temporary(statement, temporary) or _commits_itself(statement, context)
+    if (opened.temporary or what is not ORDINARY) and (
+        on_temporary(statement, opened.temporary) or _commits_itself(statement, context)
     ):
         return
     opened.writes += 1
