@@ -320,13 +320,17 @@ class Books:
 
         Waits for what another thread has in hand, which holds the lock meanwhile.
         """
+        self.take_up()
+        self.fold()
+
+    def take_up(self) -> None:
+        """The first half of that: enough for who wants findings and no numbers."""
         lock = self.lock
         if lock.acquire(timeout=PATIENCE):
             try:
                 self._empty_inbox()
             finally:
                 lock.release()
-        self.fold()
 
     def _empty_inbox(self) -> None:
         for _ in range(LIMIT):

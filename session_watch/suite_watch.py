@@ -92,7 +92,7 @@ class SuiteWatch(SessionWatch):
 
     def take(self) -> list[Charge]:
         """All that was found since it was last asked, oldest first."""
-        BOOKS.drain()
+        BOOKS.take_up()
         return [self._charges.popleft() for _ in range(len(self._charges))]
 
 
