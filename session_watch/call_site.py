@@ -48,8 +48,9 @@ class Ways:
     __slots__ = ("entered", "known", "marks", "steps")
 
     def __init__(self) -> None:
-        # The way that was taken last, and all of them with it.
-        self.steps = 0
+        # The way that was taken last, and all of them with it. None at first: the listener's own frame, never that
+        # of caller(), which would hold itself, and with it the session, until the collector comes.
+        self.steps = 1
         self.entered: CodeType | None = None
         self.known: tuple[tuple[int, CodeType], ...] = ()
         # By code object and instruction; the codes' ids stay theirs while their marks are kept.
@@ -67,7 +68,7 @@ class Ways:
 
     def forget(self) -> None:
         """Know none."""
-        self.steps, self.entered, self.known = 0, None, ()
+        self.steps, self.entered, self.known = 1, None, ()
         self.marks.clear()
 
 
@@ -163,7 +164,8 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
 
 def _walk(ways: Ways | None, depth: int) -> Mark | None:
     frame = first = _innermost(depth + 1)
-    before: FrameType | None = None
+    listener = _getframe(depth - 1)
+    before = listener if listener.f_back is first else None
     steps, below = depth - 1, PASSAGE
     learned = False
     while frame is not None:

@@ -169,11 +169,12 @@ def _reopened(account: Account, opened: Transaction) -> None:
 
 def _inner_began(session: Session, transaction: Any) -> None:
     try:
-        opened: Transaction | None = transaction._parent._session_watch
-    except AttributeError:  # within a savepoint, or a root that began before anybody watched
-        opened = account_of(session).transaction
-        if opened is None:
+        opened: Transaction = transaction._parent._session_watch
+    except AttributeError:  # within a savepoint, or in a root that began before anybody watched
+        known = account_of(session).transaction
+        if known is None:
             return
+        opened = known
     if transaction.nested:
         opened.savepoints = [*(opened.savepoints or ()), (opened.writes, opened.failure)]
     else:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import generate_latest
 from sqlalchemy import Engine, create_engine, insert, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
 from starlette.types import Receive, Scope, Send
 
 from session_watch import SessionWatch, SessionWatchMiddleware, Settings, incidents, pools
@@ -303,6 +304,90 @@ def test_books_are_empty_after_a_late_close(engine: Engine) -> None:
 def accounts() -> int:
     """The accounts of transactions and checkouts that are in memory."""
     return sum(isinstance(each, Transaction | Checkout) for each in gc.get_objects())
+
+
+# What the garbage collector is left with
+
+
+def _constructed(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(Item())
+        session.flush()
+        session.scalars(select(Item)).all()
+        session.commit()
+
+
+def _from_a_factory(engine: Engine) -> None:
+    with sessionmaker(engine).begin() as session:
+        session.add(Item())
+
+
+def _without_a_session(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(insert(Item))
+
+
+def _with_a_savepoint(engine: Engine) -> None:
+    with Session(engine) as session:
+        with session.begin_nested():
+            session.add(Item())
+        session.rollback()
+
+
+def _asked_by_a_request(engine: Engine) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        _constructed(engine)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    outermost: Callable[..., Any] = app
+    for watch in BOOKS.watchers:
+        outermost = SessionWatchMiddleware(app, watch=cast(SessionWatch, watch))
+    asyncio.run(answered(outermost, http()))
+
+
+def _awaited(engine: Engine) -> None:
+    async def live() -> None:
+        own = create_async_engine(f"sqlite+aiosqlite:///{engine.url.database}")
+        async with AsyncSession(own) as session:
+            session.add(Item())
+            await session.commit()
+        await own.dispose()
+
+    asyncio.run(live())
+
+
+LIVES = [
+    _constructed,
+    _from_a_factory,
+    _without_a_session,
+    _with_a_savepoint,
+    _asked_by_a_request,
+    _awaited,
+]
+LIVED = 25
+
+
+def unreachable(live: Callable[[Engine], None], engine: Engine) -> int:
+    """How many objects only the collector can free after some such lives."""
+    live(engine)  # what is made once, by the first of them
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(LIVED):
+            live(engine)
+        return gc.collect()
+    finally:
+        gc.enable()
+
+
+@COLLECTS
+@pytest.mark.parametrize("live", [pytest.param(live, id=live.__name__.strip("_")) for live in LIVES])
+def test_nothing_more_is_left_to_the_collector(engine: Engine, live: Callable[[Engine], None]) -> None:
+    """What a session, a connection or a request was is freed as soon as it would be without us."""
+    without = unreachable(live, engine)
+    with watching(app_packages=("tests",)):
+        assert unreachable(live, engine) - without < LIVED
 
 
 # What grows
