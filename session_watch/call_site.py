@@ -36,6 +36,8 @@ Mark = tuple[CodeType, int, bool]
 WAYS, MARKS = 6, 4096
 # No frame so far down, none behind it, or no such line.
 MISSED = (ValueError, AttributeError, KeyError)
+# The method of AsyncSession and AsyncConnection that runs a function of the application's inside a greenlet.
+RUN_SYNC = "run_sync"
 
 
 class Ways:
@@ -48,9 +50,8 @@ class Ways:
     __slots__ = ("entered", "known", "marks", "steps")
 
     def __init__(self) -> None:
-        # The way that was taken last, and all of them with it. None at first: the listener's own frame, never that
-        # of caller(), which would hold itself, and with it the session, until the collector comes.
-        self.steps = 1
+        # The way that was taken last, and all of them with it. 0: none is known.
+        self.steps = 0
         self.entered: CodeType | None = None
         self.known: tuple[tuple[int, CodeType], ...] = ()
         # By code object and instruction; the codes' ids stay theirs while their marks are kept.
@@ -62,17 +63,23 @@ class Ways:
         if (steps, entered) not in self.known:
             self.known = ((steps, entered), *self.known)[:WAYS]
             self.steps, self.entered = steps, entered
+        self.keep(mark)
+
+    def keep(self, mark: Mark) -> None:
+        """Know a line of the application again."""
         if len(self.marks) >= MARKS:
             self.marks.clear()
         self.marks.setdefault(id(mark[0]), {})[mark[1]] = mark
 
     def forget(self) -> None:
         """Know none."""
-        self.steps, self.entered, self.known = 1, None, ()
+        self.steps, self.entered, self.known = 0, None, ()
         self.marks.clear()
 
 
 _all_ways: list[Ways] = []
+# SQLAlchemy's own functions between one of its greenlets and the application that awaits it, by their ids.
+_awaiting: dict[int, CodeType] = {}
 
 
 def _library_roots() -> tuple[str, ...]:
@@ -103,6 +110,7 @@ def trust(app_packages: tuple[str, ...], helper_packages: tuple[str, ...]) -> No
     _yours.update(app_packages)
     _helpers.update(helper_packages)
     _kinds.clear()
+    _awaiting.clear()
     for ways in _all_ways:
         ways.forget()
 
@@ -143,10 +151,12 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
     ``ways``: what the caller remembers of the ways out that it took before.
     """
     try:  # the last way first, without a loop: most callers have one only, and each request asks four times
-        frame = _getframe(ways.steps)  # type: ignore[union-attr]  # None has no ways: an AttributeError
-        if frame.f_code is ways.entered:  # type: ignore[union-attr]
-            frame = frame.f_back  # type: ignore[assignment]  # None has no code: an AttributeError
-            return ways.marks[id(frame.f_code)][frame.f_lasti]  # type: ignore[union-attr]
+        steps = ways.steps  # type: ignore[union-attr]  # None has no ways: an AttributeError
+        if steps:  # else it were the frame of this call, that held itself, and the session, until the collector comes
+            frame = _getframe(steps)
+            if frame.f_code is ways.entered:  # type: ignore[union-attr]
+                frame = frame.f_back  # type: ignore[assignment]  # None has no code: an AttributeError
+                return ways.marks[id(frame.f_code)][frame.f_lasti]  # type: ignore[union-attr]
     except MISSED:
         pass
     if ways is not None:
@@ -159,13 +169,20 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
                     return ways.marks[id(frame.f_code)][frame.f_lasti]
             except MISSED:
                 continue
+        if _awaiting:
+            try:
+                frame = getcurrent().parent.gr_frame  # type: ignore[union-attr, assignment]  # there is no greenlet
+                while id(frame.f_code) in _awaiting:
+                    frame = frame.f_back  # type: ignore[assignment]
+                return ways.marks[id(frame.f_code)][frame.f_lasti]
+            except MISSED:
+                pass
     return _walk(ways, depth + 1)
 
 
 def _walk(ways: Ways | None, depth: int) -> Mark | None:
     frame = first = _innermost(depth + 1)
-    listener = _getframe(depth - 1)
-    before = listener if listener.f_back is first else None
+    before: FrameType | None = None
     steps, below = depth - 1, PASSAGE
     learned = False
     while frame is not None:
@@ -184,8 +201,13 @@ def _walk(ways: Ways | None, depth: int) -> Mark | None:
         if kind:
             if kind == APPLICATION:
                 mark = (code, frame.f_lasti, False)
-                if ways is not None and before is not None and _stands_at(steps + 1, before):
-                    ways.remember(steps - 1, before.f_code, mark)
+                if ways is not None:
+                    entered = before or _getframe(depth - 1)  # the listener, which the application itself has called
+                    if entered.f_back is frame and _stands_at(steps + 1, entered):
+                        ways.remember(steps - 1, entered.f_code, mark)
+                    else:
+                        _remember_awaiting(first, frame)
+                        ways.keep(mark)
                 return mark
             if kind == BOUNDARY:
                 break
@@ -194,6 +216,18 @@ def _walk(ways: Ways | None, depth: int) -> Mark | None:
         before, below, frame = frame, kind, frame.f_back
         steps += 1
     return _fallback(first)
+
+
+def _remember_awaiting(spawn: FrameType | None, application: FrameType) -> None:
+    """Keep what stands between a greenlet and the application, unless that has a function of its own inside too."""
+    codes: dict[int, CodeType] = {}
+    while spawn is not None and spawn is not application:
+        if spawn.f_code.co_name == RUN_SYNC:
+            return
+        codes[id(spawn.f_code)] = spawn.f_code
+        spawn = spawn.f_back
+    if len(_awaiting) < MARKS:
+        _awaiting.update(codes)
 
 
 def _stands_at(depth: int, frame: FrameType) -> bool:
@@ -243,7 +277,7 @@ def _innermost(depth: int) -> FrameType | None:
 
 
 def _runs_sync(spawn: FrameType) -> bool:
-    return spawn.f_back is not None and spawn.f_back.f_code.co_name == "run_sync"
+    return spawn.f_back is not None and spawn.f_back.f_code.co_name == RUN_SYNC
 
 
 def _application_inside(frame: FrameType) -> FrameType | None:

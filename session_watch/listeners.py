@@ -416,11 +416,12 @@ def on_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> No
             opened.streamed = weakref.ref(context)
         if incidents.expectations is not None:
             _expected_too(opened, incidents.expectations())
-        if what is ORDINARY and opened.wrote_at is not None and not opened.temporary:  # as its first write was
-            opened.writes += 1
-            opened.last_was_write = True
-        elif what is not READ:
-            _changed(opened, statement, context, what)
+        if what is not READ:
+            if what is ORDINARY and opened.wrote_at is not None and not opened.temporary:  # as its first write was
+                opened.writes += 1
+                opened.last_was_write = True
+            else:
+                _changed(opened, statement, context, what)
         if checkout.transaction is not None and opened.failure is not None:
             opened.failure.used_again = True
     except Exception as error:

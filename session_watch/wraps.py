@@ -56,6 +56,7 @@ SQLALCHEMY = os.path.join(os.path.dirname(sqlalchemy.__file__), "")
 WRAPPERS = 6
 MADE = Ways()
 CLOSED = Ways()
+LEFT = Ways()
 _active = False
 # Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
 known_book = POOLS.get
@@ -224,7 +225,7 @@ def _leaving(session: Session, type_: Any) -> None:
         if type_ is not None and type_ is not GeneratorExit:
             account.left_by_exception = True
         account.closing = True
-        account.closed_mark = caller(None, 3)
+        account.closed_mark = caller(LEFT, 3)
         account.closed_in = CURRENT.get()
     except Exception as error:
         ERRORS.failed("AsyncSession.__aexit__", error)
