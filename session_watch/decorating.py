@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import types
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, TypeVar
 
@@ -27,7 +28,18 @@ def decorated(function: Function, block: Block, life: Life | None = None) -> Fun
         wrapper = _generator(function, life or _nothing_around(block))
     else:
         wrapper = _plain(function, block)
-    return functools.wraps(function)(wrapper)  # type: ignore[return-value]  # same signature, which wraps() cannot say
+    return functools.wraps(function)(_at_home(wrapper, function))  # type: ignore[return-value]  # its signature stays
+
+
+def _at_home(wrapper: Any, function: Callable[..., Any]) -> Any:
+    """The wrapper with the globals of the function: FastAPI before 0.123 reads annotations that are text with these.
+
+    So the wrappers below use no global of this module, and of the builtins only what nobody takes for names of his own.
+    """
+    names = getattr(function, "__globals__", None)
+    if names is None:  # an object that can be called
+        return wrapper
+    return types.FunctionType(wrapper.__code__, names, wrapper.__name__, closure=wrapper.__closure__)
 
 
 def _nothing_around(block: Block) -> Life:
@@ -54,21 +66,21 @@ def _generator(function: Callable[..., Any], life: Life) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         with life() as block:
             steps = function(*args, **kwargs)
-            step: Callable[[], Any] = functools.partial(next, steps)
+            take, given = steps.send, None
             while True:
                 try:
                     with block():
-                        value = step()
+                        value = take(given)
                 except StopIteration as stop:
                     return stop.value
                 try:
-                    step = functools.partial(steps.send, (yield value))
+                    take, given = steps.send, (yield value)
                 except GeneratorExit:
                     with block():
                         steps.close()
                     raise
                 except BaseException as error:
-                    step = functools.partial(steps.throw, error)
+                    take, given = steps.throw, error
 
     return wrapper
 
@@ -77,20 +89,20 @@ def _async_generator(function: Callable[..., Any], life: Life) -> Callable[..., 
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         with life() as block:
             steps = function(*args, **kwargs)
-            step: Callable[[], Any] = functools.partial(anext, steps)
+            take, given = steps.asend, None
             while True:
                 try:
                     with block():
-                        value = await step()
+                        value = await take(given)
                 except StopAsyncIteration:
                     return
                 try:
-                    step = functools.partial(steps.asend, (yield value))
+                    take, given = steps.asend, (yield value)
                 except GeneratorExit:
                     with block():
                         await steps.aclose()
                     raise
                 except BaseException as error:
-                    step = functools.partial(steps.athrow, error)
+                    take, given = steps.athrow, error
 
     return wrapper

@@ -147,13 +147,13 @@ def _below_mounts(scope: Scope, entry_root: str, own: str | None) -> str:
 
 
 def _nothing_matched(scope: Scope) -> str:
-    routed = "router" in scope or _QUART in scope or "litestar_app" in scope
+    routed = "router" in scope or _QUART in scope or _litestar_app(scope) is not None
     return UNMATCHED if routed else UNKNOWN
 
 
 def _litestar_template(scope: Scope) -> str | None:
     handler, template = scope.get("route_handler"), scope.get("path_template")
-    if handler is None or scope.get("app") is not scope.get("litestar_app"):  # an app below Litestar answers
+    if handler is None or scope.get("app") is not _litestar_app(scope):  # an app below Litestar answers
         return None
     if isinstance(template, str) and template:
         return template
@@ -161,6 +161,12 @@ def _litestar_template(scope: Scope) -> str | None:
     if getattr(handler, "is_mount", False):
         return str(min(handler.paths)).rstrip("/") + "/*"
     return _qualified_name(getattr(handler, "fn", handler))
+
+
+def _litestar_app(scope: Scope) -> object:
+    """The Litestar app that was asked; before 2.15 a mounted app could put itself in its place."""
+    app = scope.get("app")
+    return scope.get("litestar_app", app if hasattr(app, "asgi_router") else None)
 
 
 def _quart_rule(scope: Scope) -> str | None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import uvicorn
 
 START_SECONDS = 10.0
 STOP_SECONDS = 10.0
+LOOP = "uvloop" if find_spec("uvloop") else "asyncio"
+"""Whose event loop the server runs on."""
 
 
 class _Server(uvicorn.Server):
@@ -23,6 +27,7 @@ class _Server(uvicorn.Server):
         self.failure: BaseException | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        assert type(asyncio.get_running_loop()).__module__.partition(".")[0] == LOOP
         await super().startup(sockets)
         self.decided.set()
 
@@ -48,7 +53,7 @@ def serve(app: Callable[..., Any], **options: Any) -> Iterator[str]:
         RuntimeError: the server did not start, for instance because the app's lifespan failed, or did
             not stop.
     """
-    defaults = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 1}
+    defaults = {"loop": LOOP, "log_config": None, "access_log": False, "timeout_graceful_shutdown": 1}
     server = _Server(uvicorn.Config(app, **(defaults | options)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Else each answer may wait 40 ms for a delayed acknowledgement.

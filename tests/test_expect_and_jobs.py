@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Depends, FastAPI, Header
+from fastapi import Depends, FastAPI, Request
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -344,24 +344,24 @@ def test_many_statements_in_a_block(engine: Engine) -> None:
 # expect as a decorator
 
 
-def plain(one: int, *, two: Annotated[str, Header()] = "2") -> str:
+def plain(one: int, *, two: Request) -> str:
     """A plain function."""
-    return f"{one} {two}"
+    return f"{one} {two.headers['two']}"
 
 
-async def coroutine(one: int, *, two: Annotated[str, Header()] = "2") -> str:
+async def coroutine(one: int, *, two: Request) -> str:
     """A coroutine function."""
-    return f"{one} {two}"
+    return f"{one} {two.headers['two']}"
 
 
-def generator(one: int, *, two: Annotated[str, Header()] = "2") -> Iterator[str]:
+def generator(one: int, *, two: Request) -> Iterator[str]:
     """A generator function."""
-    yield f"{one} {two}"
+    yield f"{one} {two.headers['two']}"
 
 
-async def async_generator(one: int, *, two: Annotated[str, Header()] = "2") -> AsyncIterator[str]:
+async def async_generator(one: int, *, two: Request) -> AsyncIterator[str]:
     """A generator function of coroutines."""
-    yield f"{one} {two}"
+    yield f"{one} {two.headers['two']}"
 
 
 FUNCTIONS = [says(function) for function in (plain, coroutine, generator, async_generator)]
@@ -374,17 +374,41 @@ BLOCKS = [
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_decorated_function_is_what_it_was(function: Callable[..., Any], block: Callable[[Any], Any]) -> None:
-    """Signature, name and kind are the function's own: frameworks read them."""
+    """Signature, name, kind and the names that annotations refer to are the function's own: frameworks read them."""
     watch = SessionWatch(Settings(), registry=CollectorRegistry(), sinks=())
     decorated = block(watch)(function)
     assert inspect.signature(decorated) == inspect.signature(function)
     assert (decorated.__name__, decorated.__doc__) == (function.__name__, function.__doc__)
+    assert decorated.__globals__ is function.__globals__
     for kind in (
         inspect.iscoroutinefunction,
         inspect.isgeneratorfunction,
         inspect.isasyncgenfunction,
     ):
         assert kind(decorated) is kind(function)
+
+
+HOSTILE = """
+next = anext = functools = contextlib = block = None
+
+def steps(given):
+    yield (yield given)
+
+async def steps_of_coroutines(given):
+    yield (yield given)
+"""
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+async def test_names_of_the_module_are_in_nobodys_way(block: Callable[[Any], Any]) -> None:
+    """A module may use the names of builtins, and ours, for things of its own."""
+    module: dict[str, Any] = {}
+    exec(HOSTILE, module)
+    with watching() as watch:
+        steps = block(watch)(module["steps"])(1)
+        assert [next(steps), steps.send(2), next(steps, "over")] == [1, 2, "over"]
+        later = block(watch)(module["steps_of_coroutines"])(1)
+        assert [await anext(later), await later.asend(2), await anext(later, "over")] == [1, 2, "over"]
 
 
 def dependency() -> Any:

@@ -107,6 +107,14 @@ def listeners():
 KEPT = []
 
 
+def threads():
+    """The names of those that stay: aiosqlite's end a moment after their connections."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.name.startswith("session_watch"):
+            thread.join(10)
+    return sorted(thread.name for thread in threading.enumerate())
+
+
 def census():
     """What the process is made of. Values are kept, so that an id is not given out again."""
     attributes = {}
@@ -118,7 +126,7 @@ def census():
         "attributes": attributes,
         "functions": dict(functions()),
         "listeners": listeners(),
-        "threads": sorted(t.name for t in threading.enumerate()),
+        "threads": threads(),
         "context": sorted(var.name for var in contextvars.copy_context()),
         "hooks": [
             [id(each) for each in sys.meta_path],

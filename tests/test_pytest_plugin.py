@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ import_module("session_watch.suite_session")
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = Path("tests/suites")
 SECONDS = 400
-PLUGINS = ("session_watch", "asyncio", "anyio", "sqla", "no:cacheprovider")
+HAS_SQLA = find_spec("pytest_sqla") is not None  # not for Python 3.10
+PLUGINS = ("session_watch", "asyncio", "anyio", *(("sqla",) if HAS_SQLA else ()), "no:cacheprovider")
 NAMES = sorted((rule.name for rule in RULES), key=len, reverse=True)
 
 
@@ -76,10 +78,14 @@ def files(*names: str) -> list[str]:
     return [str(SUITES / f"{name}.py") for name in names]
 
 
+WITH_SQLA = ("-o", "sqla_url=sqlite://", "-o", "sqla_metadata=tests.suites.shop:Base", *files("innocent_sqla"))
+
+
 @pytest.mark.slow
 def test_innocent_suites_are_silent(tmp_path: Path) -> None:
     """Whatever suites do with sessions that they close: every test passes, and there is no word of it."""
-    ran = run(tmp_path, "--session-watch=fail", *files("innocent", "innocent_asyncio", "innocent_anyio"))
+    suites = (*files("innocent", "innocent_asyncio", "innocent_anyio"), *(WITH_SQLA if HAS_SQLA else ()))
+    ran = run(tmp_path, "--session-watch=fail", *suites)
     assert set(ran.outcomes) == {"passed"}, ran.output
     assert ran.outcomes["passed"] == ran.report["tests"] > 40
     assert ran.report["causes"] == []

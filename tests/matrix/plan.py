@@ -31,6 +31,7 @@ END_TO_END = (
     "tests/test_live.py",
     "tests/test_listeners.py",
     "tests/test_routes.py",
+    "tests/test_expect_and_jobs.py",
 )
 WHOLE = ("tests",)
 TESTS = {"end to end": END_TO_END, "whole suite": WHOLE}

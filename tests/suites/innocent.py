@@ -160,12 +160,6 @@ def test_factories() -> None:
     assert Scoped.scalar(COUNT)
 
 
-def test_pytest_sqla(sqla_session: Session) -> None:
-    sqla_session.add(Order(item="sqla"))
-    sqla_session.commit()
-    assert sqla_session.scalar(COUNT) == 1
-
-
 def test_one_connection_for_all() -> None:
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     shop.Base.metadata.create_all(engine)
