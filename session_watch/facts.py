@@ -48,7 +48,7 @@ class WorkFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """The statement or flush that failed first in a transaction, and what became of the transaction after it.
+    """The statement, flush or commit that failed first in a transaction, and what became of the transaction after it.
 
     ``after_response``: it failed in a commit or flush, after a success status was sent, in a transaction begun
     before that. ``made_good``: a later commit of the same session succeeded.
@@ -56,6 +56,7 @@ class Failure:
 
     error: str
     flush: bool
+    commit: bool = False
     site: Site | None = None
     used_again: bool = False
     wrote_before: bool = False

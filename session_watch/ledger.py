@@ -421,12 +421,15 @@ class Place:
 class Failed:
     """The first failure of a transaction, and whether the session was used again before a rollback."""
 
-    __slots__ = ("after_response", "error", "flush", "made_good", "mark", "used_again", "writes_before")
+    __slots__ = ("after_response", "commit", "error", "flush", "made_good", "mark", "used_again", "writes_before")
 
-    def __init__(self, error: str, mark: Mark | None, writes_before: int, *, flush: bool) -> None:
+    def __init__(
+        self, error: str, mark: Mark | None, writes_before: int, *, flush: bool = False, commit: bool = False
+    ) -> None:
         self.error = error
         self.mark = mark
         self.flush = flush
+        self.commit = commit
         self.used_again = self.after_response = self.made_good = False
         self.writes_before = writes_before
 

@@ -603,12 +603,11 @@ def on_error(context: Any) -> None:
             describe(context.sqlalchemy_exception or context.original_exception),
             caller() if context.statement is None else opened.last_mark or caller(),
         )
-        if opened.failure is None and _aborts(connection):
-            error, mark = opened.error
-            opened.failure = Failed(error, mark, opened.writes, flush=False)
-        if opened.ledger.responded_at is not None and _commits(opened()):
-            error, mark = opened.error
-            opened.failure = opened.failure or Failed(error, mark, opened.writes, flush=False)
+        commits = _commits(opened())
+        late = commits and opened.ledger.responded_at is not None
+        if opened.failure is None and (late or _aborts(connection)):
+            opened.failure = Failed(*opened.error, opened.writes, commit=commits and context.statement is None)
+        if late:
             mark_late(opened.account, opened)
     except Exception as error:
         ERRORS.failed("handle_error", error)

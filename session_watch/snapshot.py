@@ -202,6 +202,7 @@ def _failure(opened: Transaction) -> Failure | None:
     return Failure(
         error=failed.error,
         flush=failed.flush,
+        commit=failed.commit,
         site=resolve(failed.mark),
         used_again=failed.used_again,
         wrote_before=failed.writes_before > 0,

@@ -558,7 +558,7 @@ def _used_after_failure() -> None:
         opened = None if session is None else account_of(session).transaction
         if opened is not None:
             error, mark = opened.error or ("flush failed", caller(None, 3))
-            opened.failure = opened.failure or Failed(error, mark, opened.writes, flush=False)
+            opened.failure = opened.failure or Failed(error, mark, opened.writes)
             opened.failure.used_again = True
             used_elsewhere(opened, opened.last_statement)
     except Exception as error:

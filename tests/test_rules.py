@@ -247,6 +247,11 @@ FIRES = [
     ),
     fires(
         "failed-transaction",
+        "when the commit itself failed, and nobody was told",
+        seen(ended("closed_uncommitted", writes=1, by_close=True, failure=failed(wrote_before=True, commit=True))),
+    ),
+    fires(
+        "failed-transaction",
         "when a commit silently rolled the writes back",
         seen(ended("committed", failure=failed(wrote_before=True))),
     ),
@@ -478,6 +483,12 @@ AT_OPENED, AT_CLOSED, AT_LAST, AT_FAILED = OPENED.text, CLOSED.text, LAST.text, 
             seen(ended("closed", failure=failed(used_again=True, flush=True))),
             ("A flush of", POST, "IntegrityError 23505 users_email_key", AT_FAILED, "used again", "begin_nested()"),
             id="failed-transaction",
+        ),
+        pytest.param(
+            "failed-transaction",
+            seen(ended("closed_uncommitted", failure=failed(wrote_before=True, commit=True))),
+            ("A commit of", POST, AT_FAILED, "writes were lost", "Let the error go on"),
+            id="failed-transaction: the commit itself",
         ),
         pytest.param(
             "nested-connections",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from session_watch.facts import Snapshot, TransactionFacts
 from session_watch.findings import Finding, Severity
 from session_watch.rules.report import Report, place
 from session_watch.settings import Settings
 
+AFTER_A_COMMIT = "Let the error go on, so that the client hears of it, or roll back and do the work once more."
 ENDED_WITHOUT_COMMIT = ("closed_uncommitted", "collected")
 
 
@@ -85,7 +87,8 @@ def failed_transaction(snapshot: Snapshot, settings: Settings) -> Iterator[Findi
     rolled back. What is tried next fails with an error far from its cause; a commit silently rolls back.
 
     The way out: ``rollback()`` in the ``except`` block before the session is used again, or put the risky
-    statement into ``with session.begin_nested()``.
+    statement into ``with session.begin_nested()``. A commit that fails has saved nothing: let its error go on,
+    so that the client hears of it, or roll back and do the work once more.
     """
     hint = 'Roll back in the except block, or put the statement into "with session.begin_nested()".'
     report = Report("failed-transaction", snapshot, settings, hint)
@@ -104,6 +107,7 @@ def failed_transaction(snapshot: Snapshot, settings: Settings) -> Iterator[Findi
                 if failure.used_again
                 else "its earlier writes were lost with it"
             )
-            what = "A flush" if failure.flush else "A statement"
+            what = "A flush" if failure.flush else "A commit" if failure.commit else "A statement"
             text = f"{what} of {work.name} failed ({failure.error}) at {place(failure.site)}, and {then}."
-            yield report.about_transaction(text, facts, error=failure.error, subject=facts.subject)
+            told = replace(report, hint=AFTER_A_COMMIT) if failure.commit else report
+            yield told.about_transaction(text, facts, error=failure.error, subject=facts.subject)
