@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -320,4 +321,4 @@ def _asked_in_vain(url: str) -> None:
 def check_line(finding: Finding) -> None:
     """The application's own line."""
     assert "test_bad_moments.py" in str(finding.opened_site)
-    assert "in standing_app.guilty" in str(finding.opened_site)
+    assert re.search(r"in (standing_app\.)?guilty$", str(finding.opened_site))  # what is around is told from 3.11 on

@@ -185,6 +185,8 @@ def play(block: Block, home: Path) -> str:
 def bare(text: str) -> str:
     """The text on one line, without what differs from run to run; dots at its end stand for more."""
     without = re.sub(r"0x[0-9a-f]+|\d+\.\d+", "?", text.strip().removesuffix("..."))
+    # Before 0.22 aiosqlite's connection is a thread, and is shown as one.
+    without = re.sub(r"<Connection\(Thread-\d+, [a-z ]+ \d+\)>", "<aiosqlite.core.Connection object at ?>", without)
     return " ".join(without.split())
 
 

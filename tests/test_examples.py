@@ -308,7 +308,9 @@ def database(rule: str, request: pytest.FixtureRequest) -> str:
         text = text.replace('"sqlite+aiosqlite:///shop.db"', f'"{server.asyncpg}"')
     if rule in ONE_CONNECTION:
         text = text.replace("engine(URL)", "engine(URL, pool_size=1, max_overflow=0)")
-        text = text.replace("engine(ASYNC_URL)", "engine(ASYNC_URL, pool_size=1, max_overflow=0)")
+        pool = "poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0"  # of itself only since SQLAlchemy 2.0.38
+        text = text.replace("engine(ASYNC_URL)", f"engine(ASYNC_URL, {pool})")
+        text = f"from sqlalchemy import AsyncAdaptedQueuePool\n{text}"
     return f"{text}\n\nBase.metadata.create_all(engine)\nengine.dispose()\n"
 
 

@@ -250,6 +250,8 @@ def _send(requests: Sequence[str], url: str, told: Callable[[], None]) -> None:
 def bare(text: str) -> str:
     """The text on one line, without what differs from run to run."""
     without = re.sub(r"\b\d+(\.\d+)? s\b|Task-\d+|=\d+\.\d+|\b[0-9a-f]{12}\b", "?", text.strip().removesuffix("..."))
+    if sys.version_info < (3, 11):  # which does not tell the class or function around a function
+        without = re.sub(r"\bin (?:\w+\.)+(?=\w)", "in ", without)
     return " ".join(without.split())
 
 

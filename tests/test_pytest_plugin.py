@@ -87,7 +87,7 @@ def test_innocent_suites_are_silent(tmp_path: Path) -> None:
     suites = (*files("innocent", "innocent_asyncio", "innocent_anyio"), *(WITH_SQLA if HAS_SQLA else ()))
     ran = run(tmp_path, "--session-watch=fail", *suites)
     assert set(ran.outcomes) == {"passed"}, ran.output
-    assert ran.outcomes["passed"] == ran.report["tests"] > 40
+    assert ran.outcomes["passed"] == ran.report["tests"] >= 40
     assert ran.report["causes"] == []
     assert "session_watch" not in ran.output
 

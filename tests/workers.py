@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +29,8 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "gunicorn --preload": (*GUNICORN, "--preload"),
     "uvicorn, one": ("uvicorn", "{app}", "--port", "{port}"),
 }
+# Before 0.30 uvicorn's first process neither sees that a worker has died nor starts another.
+MINDS_WORKERS = tuple(map(int, uvicorn.__version__.split(".")[:2])) >= (0, 30)
 SEVERAL = [kind for kind in COMMANDS if kind != "uvicorn, one"]
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

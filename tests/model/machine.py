@@ -107,6 +107,20 @@ class Sut:
         return self.life.transaction
 
 
+def _without_frames(error: BaseException) -> BaseException:
+    """The error, which no longer leads to the frames in which it was raised, and so to the session.
+
+    Nor do its causes: on Python 3.10 aiosqlite's thread keeps the last one.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        following = cause.__cause__ or cause.__context__
+        cause.__context__ = cause.__cause__ = None
+        cause = following
+    return error
+
+
 class Lives(RuleBasedStateMachine):
     """Session lives at random in works at random."""
 
@@ -201,8 +215,7 @@ class Lives(RuleBasedStateMachine):
         try:
             self._do(player.actor.does(there))
         except (DBAPIError, PendingRollbackError, LeftByError) as error:
-            raised = error.with_traceback(None)
-            raised.__context__ = raised.__cause__ = None
+            raised = _without_frames(error)
         self._took(player, sut, begun)
         del before
         return raised
