@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import starlette
 from fastapi import APIRouter
 
 from session_watch import Finding
@@ -24,8 +25,13 @@ pytestmark = [
 ]
 
 POSTGRES = {"psycopg", "asyncpg", "psycopg-async"}
+STARLETTE = tuple(map(int, starlette.__version__.split(".")[:2]))
 SYNC = {driver for driver, is_async in DRIVERS.items() if not is_async}
 ASYNC = set(DRIVERS) - SYNC
+
+# Phases that the BaseHTTPMiddleware around an app hides: old releases end the response only after the background
+# tasks, and these lose what the app raises once its answer is complete.
+HIDDEN = {"background", "error"} if (0, 29) <= STARLETTE < (0, 46) else {"background"}
 
 # A package as it would lie in an environment, whose code is never to blame.
 LIBRARY = """
@@ -226,8 +232,7 @@ def test_fault_is_found_once(app: Running, marks: Marks, guilt: Guilt, through: 
     assert app.stage.checked_out() == guilt.held
     finding = the_one(app)
     check(finding, guilt, marks)
-    # Old releases of BaseHTTPMiddleware end the response only after the background tasks.
-    assert finding.phase == guilt.phase or (through and guilt.phase == "background")
+    assert finding.phase == guilt.phase or (through and guilt.phase in HIDDEN)
     if guilt.rule in (LOST, PENDING) and "lost" in response.json():
         assert not app.stage.is_saved(response.json()["lost"])
 
