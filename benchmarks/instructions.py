@@ -157,7 +157,7 @@ def counts(chosen: argparse.Namespace) -> list[Row]:
     for driver in chosen.driver or ["sqlite"]:
         with database(driver) as url:
             if url is None:
-                print(NO_DATABASE)
+                print(f"{driver}: {NO_DATABASE}")
                 continue
             rows = measure(driver, url, variants, chosen.layouts)
         print(table(HEADS, [one.cells() for one in rows]), end="\n\n", flush=True)

@@ -113,7 +113,7 @@ def timings(chosen: argparse.Namespace) -> list[Row]:
     for driver in chosen.driver or DRIVERS:
         with database(driver) as url:
             if url is None:
-                print(NO_DATABASE)
+                print(f"{driver}: {NO_DATABASE}")
                 continue
             rows = measure(driver, url, variants, rounds=5 if chosen.quick else 50, requests=80)
         print(table(HEADS, [one.cells() for one in rows]), end="\n\n", flush=True)

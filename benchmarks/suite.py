@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median, quantiles
 from typing import NamedTuple
 
+from benchmarks.app import NO_DATABASE, ON_POSTGRESQL, database
 from benchmarks.report import table
 from benchmarks.worker import ROOT
 
-SUITES = ("sessions", "requests")
+# What each suite is called, its file, and the driver of its database.
+SUITES = {"sessions": ("sessions", "sqlite"), "requests": ("requests", "sqlite"), "postgresql": ("sessions", "psycopg")}
 WITHOUT = ("-p", "no:session_watch")
 RUNS = {
     "none": WITHOUT,
@@ -35,7 +38,7 @@ class Spent(NamedTuple):
     wall: float
 
 
-def run(suite: str, arguments: Sequence[str], tests: int) -> Spent:
+def run(file: str, arguments: Sequence[str], variables: Mapping[str, str]) -> Spent:
     """Run a suite once.
 
     Raises:
@@ -46,9 +49,9 @@ def run(suite: str, arguments: Sequence[str], tests: int) -> Spent:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
-        [*line, *arguments, f"benchmarks/suites/{suite}.py"],
+        [*line, *arguments, f"benchmarks/suites/{file}.py"],
         cwd=ROOT,
-        env={**environment, "TESTS": str(tests)},
+        env={**environment, **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -59,12 +62,12 @@ def run(suite: str, arguments: Sequence[str], tests: int) -> Spent:
     return Spent(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall)
 
 
-def measured(suite: str, rounds: int, tests: int) -> dict[str, list[Spent]]:
+def measured(file: str, rounds: int, variables: Mapping[str, str]) -> dict[str, list[Spent]]:
     """Every kind of run in each round, in a new order each time; the first round only warms up."""
     spent: dict[str, list[Spent]] = {name: [] for name in RUNS}
     for number in range(rounds + 1):
         for name in random.sample(tuple(RUNS), len(RUNS)):
-            one = run(suite, RUNS[name], tests)
+            one = run(file, RUNS[name], variables)
             if number:
                 spent[name].append(one)
     return spent
@@ -85,15 +88,30 @@ def shown(ratios: Sequence[float]) -> tuple[str, str]:
     return f"{median(ratios):.3f}", f"{low:.3f}-{high:.3f}"
 
 
+@contextlib.contextmanager
+def server_of(driver: str) -> Iterator[dict[str, str] | None]:
+    """The variable that leads a suite to its server; none for SQLite. None when no server can be started."""
+    if driver not in ON_POSTGRESQL:
+        yield {}
+        return
+    with database(driver) as url:
+        yield None if url is None else {"DATABASE": url}
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", choices=SUITES, action="append", help="default: both")
+    parser.add_argument("--suite", choices=SUITES, action="append", help="default: all")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tests", type=int, default=1000)
     chosen = parser.parse_args()
     for suite in chosen.suite or SUITES:
-        spent = measured(suite, chosen.rounds, chosen.tests)
+        file, driver = SUITES[suite]
+        with server_of(driver) as server:
+            if server is None:
+                print(f"{suite}: {NO_DATABASE}")
+                continue
+            spent = measured(file, chosen.rounds, {**server, "TESTS": str(chosen.tests)})
         print(table(HEADS, [cells(suite, name, spent) for name in RUNS]), end="\n\n", flush=True)
 
 

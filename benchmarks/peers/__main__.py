@@ -51,7 +51,7 @@ def main() -> None:
     for driver in chosen.driver or DRIVERS:
         with database(driver) as url:
             if url is None:
-                print(NO_DATABASE)
+                print(f"{driver}: {NO_DATABASE}")
                 continue
             found: list[Result] = measured(driver, url, *((2, 5) if chosen.quick else (LAYOUTS[driver], ROUNDS)))
         print(as_text(found), end="\n\n", flush=True)

@@ -23,7 +23,7 @@ class Item(Base):
     name: Mapped[str]
 
 
-engine = create_engine(f"sqlite:///{tempfile.mkdtemp()}/test.db")
+engine = create_engine(os.environ.get("DATABASE") or f"sqlite:///{tempfile.mkdtemp()}/test.db")
 
 
 @pytest.fixture(scope="session", autouse=True)
