@@ -191,6 +191,8 @@ def used_connections(client: httpx.Client) -> float:
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a single process")
 def test_ctrl_c_ends_the_demo() -> None:
     """Ctrl-C is an ordinary end: a summary and the exit status 0."""
+    # A shell's "&" has what it starts ignore Ctrl-C, and what that starts in its turn; a handler is not handed on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with started("--no-traffic") as (demo, url):
         httpx.get(f"{url}/leaks/async-for-break", trust_env=False).raise_for_status()
         demo.send_signal(signal.SIGINT)

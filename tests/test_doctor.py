@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from sqlalchemy import create_engine
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -166,6 +169,24 @@ def test_nothing_is_planted_in_the_app(home: Path, monkeypatch: pytest.MonkeyPat
         assert BOOKS.watchers == before
         assert app.middleware_stack is None
         assert len(app.user_middleware) == 1
+    finally:
+        for name in ("healthy", "shop"):
+            sys.modules.pop(name, None)
+
+
+def test_weak_proxies_in_the_process_are_no_engines(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one whose object is gone, nor one whose engine is there: that is met itself."""
+    from session_watch.doctor.application import application
+
+    monkeypatch.syspath_prepend(home)
+    gone, there = create_engine("sqlite://"), create_engine("sqlite://")
+    proxies = [weakref.proxy(gone), weakref.proxy(there)]
+    del gone
+    gc.collect()
+    with pytest.raises(ReferenceError):
+        vars(proxies[0])
+    try:
+        assert application("healthy:app").checks
     finally:
         for name in ("healthy", "shop"):
             sys.modules.pop(name, None)

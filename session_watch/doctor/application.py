@@ -35,8 +35,11 @@ def application(target: str, *, factory: bool = False) -> Section:
 
 
 def _engines() -> Iterator[Engine]:
-    """Every engine of the process; those that share another's pool are left out."""
-    return (found for found in gc.get_objects() if isinstance(found, Engine) and "pool" in vars(found))
+    """Every engine of the process; those that share another's pool are left out.
+
+    Their types are asked, not they: a weak proxy passes for what it leads to, and fails once that is gone.
+    """
+    return (found for found in gc.get_objects() if issubclass(type(found), Engine) and "pool" in vars(found))
 
 
 def _checks(app: Any, target: str, engines: list[Engine]) -> Iterator[Check]:
