@@ -1330,6 +1330,7 @@ def test_statement_of_a_dialects_own(monkeypatch: pytest.MonkeyPatch) -> None:
         engine.connect().close()
         assert looked == [1]
         assert internal_errors(watch, "do_execute") == 0
+    engine.dispose()
 
 
 # Sessions of other kinds
