@@ -45,7 +45,7 @@ _pulses: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Pulse] = weakref.W
 def longest(at: float) -> Blocked | None:
     """The loop that has stood still longest as of ``at`` (seconds of the clock); asks the others to turn."""
     with _lock:
-        for ledger in tuple(open_ledgers):
+        for ledger in list(open_ledgers):
             if ledger.loop is not None and ledger.loop not in _pulses:
                 _pulses[ledger.loop] = Pulse(ledger.thread)
         late = [pulse for loop, pulse in tuple(_pulses.items()) if _is_late(loop, pulse, at)]

@@ -146,7 +146,7 @@ class Books:
 
     def _forget(self) -> None:
         # What is open now may end while nobody hears it: it is nobody's from here on.
-        for ledger in tuple(open_ledgers):
+        for ledger in list(open_ledgers):
             self.left.update(ledger.open, ledger.held)
         for left in self.left:
             if isinstance(left, Transaction):
@@ -157,10 +157,10 @@ class Books:
         self.left.clear()
         self.due.clear()
         self.told_idle.clear()
-        for ledger in tuple(open_ledgers):
+        for ledger in list(open_ledgers):
             ledger.open.clear()
             ledger.held.clear()
-        for book in tuple(pools.POOLS.values()):
+        for book in list(pools.POOLS.values()):
             book.out.clear()
 
     def start_teller(self) -> None:
@@ -240,14 +240,14 @@ class Books:
         now = current.clock()
         remaining: list[Transaction] = []
         later: list[Transaction] = []
-        for opened in tuple(ledger.open):
+        for opened in list(ledger.open):
             self._keep(opened)
             if _closes_elsewhere(opened, ledger):
                 later.append(opened)  # and the collector may come before
             else:
                 opened.unflushed = None
                 remaining.append(opened)
-        raw = [c for c in tuple(ledger.held) if c.transaction is None and c.raw and is_out(c)]
+        raw = [c for c in list(ledger.held) if c.transaction is None and c.raw and is_out(c)]
         for checkout in raw:
             self._keep(checkout)
         suspects = _taken(ledger.suspects)
@@ -465,7 +465,7 @@ class Books:
                 else:
                     del ledger.done[: len(done)]  # what was added meanwhile stays for the next time
             self._count_late(OUTSIDE)
-            for book in (*tuple(pools.POOLS.values()), *_taken(pools.GONE)):
+            for book in (*list(pools.POOLS.values()), *_taken(pools.GONE)):
                 waits, uses = _taken(book.waits), _taken(book.uses)
                 if waits or uses:
                     for watcher in self.watchers:
@@ -479,7 +479,7 @@ class Books:
             for _, ledger, opened in due:
                 opened.unflushed = None
                 self.judge(freeze(ledger, max(at, current.clock()), transactions=[opened]))
-            for ledger in tuple(open_ledgers):
+            for ledger in list(open_ledgers):
                 if ledger.kind == "detached":
                     self._look_at_detached(ledger, at)
                 elif len(ledger.done) > DONE_LIMIT:
@@ -548,7 +548,7 @@ class Books:
             self.settle(ledger, _error_of(actor()))
         else:
             # A task that goes on for ever never succeeds or fails: each of its transactions stands for itself.
-            ripe = [s for s in tuple(ledger.suspects or ()) if at - (s.ended_at or at) >= BY_ITSELF_AFTER]
+            ripe = [s for s in list(ledger.suspects or ()) if at - (s.ended_at or at) >= BY_ITSELF_AFTER]
             for suspect in ripe:
                 if _remove(ledger, suspect) and isinstance(suspect, Transaction):
                     self.judge(freeze(ledger, at, transactions=[suspect], by_itself=True))
@@ -578,21 +578,21 @@ def _taken(several: deque[Any] | None) -> list[Any]:
 
 def _hand_to_their_tasks(ledger: Ledger) -> None:
     """What a task or thread of the work began and still is at becomes that task's own."""
-    for opened in tuple(ledger.open):
+    for opened in list(ledger.open):
         if opened.actor is not None and still_runs(opened.actor, opened.mark):
             heir = detached_of(opened.actor, ledger)
             ledger.open.discard(opened)
             opened.ledger = heir
             heir.open.add(opened)
             _hand_checkouts(ledger, heir, opened.checkouts)
-    for checkout in tuple(ledger.held):
+    for checkout in list(ledger.held):
         if checkout.raw and checkout.actor is not None and still_runs(checkout.actor, checkout.mark):
             _hand_checkouts(ledger, detached_of(checkout.actor, ledger), (checkout,))
 
 
 def _any_mark(ledger: Ledger) -> Mark | None:
     """A line that the ledger's thread must stand in while its call goes on."""
-    left: list[Transaction | Checkout] = [*tuple(ledger.open), *tuple(ledger.held)]
+    left: list[Transaction | Checkout] = [*ledger.open, *ledger.held]
     return next((each.mark for each in left if each.mark is not None), None)
 
 

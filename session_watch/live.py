@@ -50,7 +50,7 @@ class Wait:
 
 def out_now() -> list[Checkout]:
     """Every connection that is out."""
-    return [checkout for book in tuple(pools.POOLS.values()) for checkout in tuple(book.out)]
+    return [checkout for book in list(pools.POOLS.values()) for checkout in list(book.out)]
 
 
 def activity(checkout: Checkout) -> Transaction | Checkout:
@@ -195,7 +195,7 @@ def held_facts(checkout: Checkout, active: set[Checkout]) -> HeldFacts:
 
 def holders(book: PoolBook, at: float) -> tuple[Holder, ...]:
     """Who holds the connections of a pool."""
-    out = tuple(book.out)
+    out = list(book.out)
     active = look_at_activity(out, at, 0.0)
     return tuple(_holder(checkout, at, active) for checkout in out if is_out(checkout))
 
@@ -248,10 +248,10 @@ def long_waits(at: float, limits: Limits) -> list[tuple[PoolBook, Ledger, PoolWa
     """Those who have waited too long for a connection and still do: those that block a loop, and each pool's oldest."""
     shortest = min(limits.pool_wait, limits.pool_wait_on_loop)
     late = {
-        number: (book, *waiter)
-        for book in tuple(pools.POOLS.values())
-        for number, waiter in tuple(book.waiters.items())
-        if at - waiter[1] >= shortest and number not in book.told_waits
+        id(waiter): (book, *waiter)
+        for book in list(pools.POOLS.values())
+        for waiter in list(book.waiters.values())
+        if at - waiter[1] >= shortest and id(waiter) not in book.told_waits
     }
     return _seen_waiting(late, at, limits.pool_wait) if late else []
 

@@ -73,6 +73,8 @@ class PoolBook:
         return pool.checkedin() if isinstance(pool, QueuePool) else None
 
 
+# The collector takes pools out of it, before Python 3.12 at any object that is made: so it is looked through by list(),
+# which makes none on the way, and not by tuple(), items() or copy(). The same goes for what other threads change.
 POOLS: dict[int, PoolBook] = {}
 GONE: deque[PoolBook] = deque(maxlen=1000)
 
@@ -193,7 +195,7 @@ def _first(value: Any) -> Any:
 
 def _unique(name: str) -> str:
     """A pool that replaces its engine's own takes over the name; a second pool of one name gets ``#2``."""
-    taken = {book.name for book in tuple(POOLS.values()) if book.current}
+    taken = {book.name for book in list(POOLS.values()) if book.current}
     if name not in taken:
         return name
     return next(numbered for n in range(2, 100_000) if (numbered := f"{name}#{n}") not in taken)
@@ -213,7 +215,7 @@ class PoolState:
 
 def states(engines: Collection[Engine] | None = None) -> tuple[PoolState, ...]:
     """Every pool of these engines (default: of all) that is in use, read from itself where it keeps an account."""
-    books = [book for book in tuple(POOLS.values()) if book.current and book.is_of(engines)]
+    books = [book for book in list(POOLS.values()) if book.current and book.is_of(engines)]
     return tuple(state_of(book) for book in sorted(books, key=lambda book: book.name))
 
 
@@ -226,7 +228,7 @@ def state_of(book: PoolBook) -> PoolState:
 
 def start_new_peaks() -> None:
     """Begin a new span of time for the peaks."""
-    for book in tuple(POOLS.values()):
+    for book in list(POOLS.values()):
         book.peak = len(book.out)
 
 

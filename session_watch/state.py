@@ -153,7 +153,7 @@ def _blocked(loop: blocked_loops.Blocked | None) -> dict[str, Any]:
 
 def _works() -> dict[str, int]:
     """How many works of each kind are under way."""
-    return dict(Counter(ledger.kind for ledger in tuple(open_ledgers) if not ledger.endless))
+    return dict(Counter(ledger.kind for ledger in list(open_ledgers) if not ledger.endless))
 
 
 def _held(several: Sequence[dict[str, Any]], now: float) -> dict[str, Any]:
@@ -176,14 +176,14 @@ def _mark(held: dict[str, Any], now: float, seen: Counter[int]) -> None:
 
 def _books() -> list[PoolBook]:
     """By name; of too many those from which most is wanted."""
-    in_use = (book for book in tuple(pools.POOLS.values()) if book.current)
+    in_use = (book for book in list(pools.POOLS.values()) if book.current)
     wanted = heapq.nlargest(POOLS, in_use, key=lambda book: (len(book.waiters), len(book.out)))
     return sorted(wanted, key=lambda book: book.name)
 
 
 def _pool(book: PoolBook, now: float) -> dict[str, Any]:
     state = pools.state_of(book)
-    waiters = sorted(book.waiters.copy().values(), key=lambda waiter: waiter[1])
+    waiters = sorted(book.waiters.values(), key=lambda waiter: waiter[1])
     return {
         "pool": state.name,
         "used": state.used,

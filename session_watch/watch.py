@@ -374,7 +374,7 @@ class SessionWatch:
         if self.engines is None:
             return True
         if finding.pool is not None:
-            return finding.pool in {book.name for book in tuple(pools.POOLS.values()) if book.is_of(self.engines)}
+            return finding.pool in {book.name for book in list(pools.POOLS.values()) if book.is_of(self.engines)}
         subject: Any = finding.subject
         taken = getattr(getattr(subject, "transaction", subject), "checkouts", ())
         if taken:

@@ -489,7 +489,7 @@ def _look_for_nesting(checkout: Checkout, ledger: Ledger, since: float) -> None:
 
 def _held_by(actor: Actor | None, ledger: Ledger) -> Iterator[Checkout]:
     me = running_task() or get_ident()
-    return (held for held in tuple(ledger.held) if _is_by(held, actor) or _holder(held) == me)
+    return (held for held in list(ledger.held) if _is_by(held, actor) or _holder(held) == me)
 
 
 def _held_around(ledger: Ledger) -> Iterator[Checkout]:
@@ -497,9 +497,9 @@ def _held_around(ledger: Ledger) -> Iterator[Checkout]:
     me = running_task() or get_ident()
     around = ledger.parent
     while around is not None and around.kind != "test":
-        yield from (held for held in tuple(around.held) if _holder(held) == me)
+        yield from (held for held in list(around.held) if _holder(held) == me)
         around = around.parent
-    yield from (held for held in tuple(held_outside) if _holder(held) == me)
+    yield from (held for held in list(held_outside) if _holder(held) == me)
 
 
 def _holder(held: Checkout) -> Any:

@@ -9,10 +9,11 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,7 +24,7 @@ from sqlalchemy import Engine, QueuePool, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from session_watch import Finding, SessionWatch, SessionWatchMiddleware, Settings
+from session_watch import Finding, SessionWatch, SessionWatchMiddleware, Settings, live, pools
 from session_watch.inbox import ERRORS
 from session_watch.testing import watching
 from tests.clock import Clock
@@ -38,6 +39,7 @@ pytestmark = [
 QUIET = Settings(sweep_interval=1000.0)
 SELECT = text("SELECT 1")
 PATIENCE = 20.0
+NO_LIMITS = live.Limits(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +128,40 @@ def test_task_that_is_collected_while_it_is_watched(tmp_path: Path) -> None:
         found = [(finding.rule, finding.work) for finding in watch.findings() if finding.certain]
     name = "test_task_that_is_collected_while_it_is_watched.never_ends"
     assert found == [("left-to-gc", f"task:{name}")]
+
+
+LOOKS: dict[str, Callable[[], object]] = {
+    "names": lambda: pools._unique("shop"),
+    "states": pools.states,
+    "peaks": pools.start_new_peaks,
+    "connections": live.out_now,
+    "waits": lambda: live.long_waits(0.0, NO_LIMITS),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_pools_that_are_collected_while_they_are_looked_at(look: str) -> None:
+    """Whichever object the look makes: before Python 3.12 the collector may come with it, and take pools away."""
+    threshold = gc.get_threshold()
+    gc.disable()
+    try:
+        for objects in range(40):
+            _leave_pools_to_the_collector()
+            gc.set_threshold(gc.get_count()[0] + objects)
+            gc.enable()
+            LOOKS[look]()
+            gc.disable()
+            gc.collect(1)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.enable()
+
+
+def _leave_pools_to_the_collector() -> None:
+    for _ in range(25):  # no tuple so long is kept for the next who needs one
+        pool: Any = QueuePool(lambda: None)  # type: ignore[arg-type]  # nobody connects
+        pools.book_of(pool)
+        pool.itself = pool
 
 
 def test_greenlets_of_another_library(engine: Engine) -> None:

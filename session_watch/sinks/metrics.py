@@ -312,9 +312,9 @@ def _transactions(watch: SessionWatch) -> Samples:
 
 def _open_transactions(watch: SessionWatch) -> Iterator[tuple[str, float]]:
     """Route and start of every transaction that is open, also those whose work is over."""
-    for ledger in (*tuple(open_ledgers), *{left.ledger for left in tuple(BOOKS.left)}):
+    for ledger in (*list(open_ledgers), *{left.ledger for left in list(BOOKS.left)}):
         if ledger.kind != "excluded":
-            for opened in tuple(ledger.open):
+            for opened in list(ledger.open):
                 yield _route(watch, ledger), opened.began_at
 
 
@@ -352,8 +352,8 @@ def _held_now(watch: SessionWatch) -> dict[tuple[str, str], tuple[int, float]]:
     """For each method and route: how many connections are out, and their ages added up."""
     now = current.clock()
     held: dict[tuple[str, str], tuple[int, float]] = {}
-    for book in tuple(pools.POOLS.values()):
-        for checkout in tuple(book.out):
+    for book in list(pools.POOLS.values()):
+        for checkout in list(book.out):
             ledger = checkout.ledger
             if ledger.kind != "excluded":
                 key = (ledger.method, _route(watch, ledger))
@@ -408,7 +408,7 @@ def _fullest(states: list[pools.PoolState]) -> float | None:
 
 
 def _works(watch: SessionWatch) -> Samples:
-    counted = Counter(ledger.kind for ledger in tuple(open_ledgers) if not ledger.endless)
+    counted = Counter(ledger.kind for ledger in list(open_ledgers) if not ledger.endless)
     for kind in {"request", "websocket", "job", *counted}:
         yield (kind,), counted[kind]
 
@@ -456,7 +456,7 @@ READERS: dict[str, Callable[[SessionWatch], Samples]] = {
     "works_in_flight": _works,
     "build_info": _build_info,
     "last_sweep_timestamp_seconds": _last_sweep,
-    "internal_errors_total": lambda watch: (((stage,), count) for stage, count in ERRORS.internal.items()),
+    "internal_errors_total": lambda watch: (((stage,), ERRORS.internal[stage]) for stage in list(ERRORS.internal)),
     "events_dropped_total": _dropped,
     "label_overflow_total": _overflow,
 }
