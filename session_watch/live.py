@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -259,29 +259,34 @@ def long_waits(at: float, limits: Limits) -> list[tuple[PoolBook, Ledger, PoolWa
 def _seen_waiting(
     late: Mapping[int, tuple[PoolBook, Ledger, float]], at: float, limit: float
 ) -> list[tuple[PoolBook, Ledger, PoolWait]]:
-    stacks = _waiting_stacks(late)
+    blocking = {number for number, stack, frame in _waiting(late, standing.threads()) if _blocks(stack, frame)}
+    told = blocking | _oldest_of_each_pool({number: late[number] for number in late.keys() - blocking})
+    marks = _lines({number: late[number] for number in told})
     found = []
-    oldest: set[PoolBook] = set()
-    for number, (book, ledger, since) in sorted(late.items(), key=lambda item: item[1][2]):
-        mark, blocks = stacks.get(number, (None, False))
-        if blocks or book not in oldest:
-            if not blocks:
-                oldest.add(book)
-            wait = Wait(number, since)
-            facts = _wait(
-                book,
-                ledger,
-                at,
-                told=_told(book, at, "error", "warning"),
-                over_limit=at - since >= limit,
-                waited_seconds=at - since,
-                blocks_loop=blocks,
-                opened_site=resolve(mark),
-                subject=wait,
-                episode=wait,
-            )
-            found.append((book, ledger, facts))
+    for number in sorted(told, key=lambda each: late[each][2]):
+        book, ledger, since = late[number]
+        blocks = number in blocking
+        wait = Wait(number, since)
+        facts = _wait(
+            book,
+            ledger,
+            at,
+            told=_told(book, at, "error", "warning"),
+            over_limit=at - since >= limit,
+            waited_seconds=at - since,
+            blocks_loop=blocks,
+            opened_site=resolve(marks.get(number)),
+            subject=wait,
+            episode=wait,
+        )
+        found.append((book, ledger, facts))
     return found
+
+
+def _oldest_of_each_pool(late: Mapping[int, tuple[PoolBook, Ledger, float]]) -> set[int]:
+    # Of two of one pool, the one that is put in last stays.
+    newest_first = sorted(late.items(), key=lambda item: -item[1][2])
+    return set({book: number for number, (book, _, _) in newest_first}.values())
 
 
 def goes_on(book: PoolBook, wait: Wait) -> bool:
@@ -290,17 +295,27 @@ def goes_on(book: PoolBook, wait: Wait) -> bool:
     return waiter is not None and waiter[1] == wait.taken_at
 
 
-def _waiting_stacks(late: Mapping[int, tuple[PoolBook, Ledger, float]]) -> dict[int, tuple[Mark | None, bool]]:
-    loops = {ledger.loop for _, ledger, _ in late.values() if ledger.loop is not None and not ledger.loop.is_closed()}
-    found = {}
-    for stack in standing.stacks(loops):
-        frame = next((f for f in stack.frames if waiting_in(f) in late), None)
-        number = None if frame is None else waiting_in(frame)
-        if number is not None:
-            found[number] = (stack.mark, _blocks(stack, frame))
+def _lines(told: Mapping[int, tuple[PoolBook, Ledger, float]]) -> dict[int, Mark | None]:
+    """The application's lines that led to these waits. A thousand may wait: the search ends with the last of these."""
+    loops = {ledger.loop for _, ledger, _ in told.values() if ledger.loop is not None and not ledger.loop.is_closed()}
+    found: dict[int, Mark | None] = {}
+    for number, stack, _ in _waiting(told, standing.stacks(loops)):
+        found[number] = stack.mark
+        if len(found) == len(told):
+            break
     return found
 
 
-def _blocks(stack: Stack, frame: FrameType | None) -> bool:
-    pool = None if frame is None else frame.f_locals.get("self")
+def _waiting(late: Container[int], stacks: Iterable[Stack]) -> Iterator[tuple[int, Stack, FrameType]]:
+    """Which of the stacks are in one of these waits, and the frame of the wait."""
+    for stack in stacks:
+        for frame in stack.frames:
+            number = waiting_in(frame)
+            if number is not None and number in late:
+                yield number, stack, frame
+                break
+
+
+def _blocks(stack: Stack, frame: FrameType) -> bool:
+    pool = frame.f_locals.get("self")
     return standing.runs_a_loop(stack) and not getattr(pool, "_is_asyncio", False)

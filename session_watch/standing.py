@@ -60,8 +60,10 @@ class Stack:
     @property
     def mark(self) -> Mark | None:
         """The application's line that has led there."""
-        outside = () if self.task is None else (*self.path, *waits_for(self.task))
-        return next((mark for frame in (*outside, *self.frames[:1]) if (mark := application_at(frame))), None)
+        return _innermost_line(self.path) or self._line_that_waits() or _innermost_line(self.frames[:1])
+
+    def _line_that_waits(self) -> Mark | None:
+        return None if self.task is None else line_of(self.task)
 
 
 class Crowd:
@@ -222,16 +224,21 @@ def outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 def stacks(loops: Iterable[asyncio.AbstractEventLoop]) -> Iterator[Stack]:
     """Every other thread, and every task of these loops that waits inside SQLAlchemy."""
-    me = threading.get_ident()
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    for ident, frame in sys._current_frames().items():
-        if ident != me:
-            yield Stack("thread", names.get(ident, f"thread {ident}"), tuple(_with_greenlets(outwards(frame))))
+    yield from threads()
     for loop in loops:
         for task in _tasks(loop):
             inside = _inside_sqlalchemy(task)
             if inside is not None:
                 yield inside
+
+
+def threads() -> Iterator[Stack]:
+    """Every other thread."""
+    me = threading.get_ident()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        if ident != me:
+            yield Stack("thread", names.get(ident, f"thread {ident}"), tuple(_with_greenlets(outwards(frame))))
 
 
 def _with_greenlets(frames: Iterable[FrameType]) -> Iterator[FrameType]:

@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
-from sqlalchemy import QueuePool, create_engine, text
+from sqlalchemy import AsyncAdaptedQueuePool, QueuePool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -21,11 +21,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from session_watch import SessionWatch, SessionWatchMiddleware, Settings, Severity
 from session_watch.current import clock
 from session_watch.inbox import ERRORS
+from session_watch.pools import book_of
 from session_watch.testing import watching
 from tests.databases import Postgres
 from tests.serving import serve
 
-REQUESTS, POOL = 1000, 10
+REQUESTS, CLIENTS, POOL = 1000, 20, 10
 FAULTS = ("uncommitted", "unflushed", "left-open", "failed-transaction", "reopened-after-close")
 PLAN = [FAULTS[number // 10 % len(FAULTS)] if number % 10 == 0 else "innocent" for number in range(REQUESTS)]
 # A thousand requests on ten connections do wait: that is not the fault they are made for.
@@ -110,8 +111,12 @@ def giving_back(app: ASGIApp) -> ASGIApp:
 async def all_at_once(url: str) -> Counter[int]:
     """The whole plan in as many requests at the same time; how often each status was answered."""
     limits = httpx.Limits(max_connections=REQUESTS)
-    async with httpx.AsyncClient(base_url=url, timeout=120.0, limits=limits) as client:
-        asked = (client.get(f"/{what}/{number}") for number, what in enumerate(PLAN))
+    async with AsyncExitStack() as opened:
+        # A client looks at each of its connections for each request: a thousand of one would take half a minute.
+        clients = [httpx.AsyncClient(base_url=url, timeout=120.0, limits=limits) for _ in range(CLIENTS)]
+        for client in clients:
+            await opened.enter_async_context(client)
+        asked = (clients[number % CLIENTS].get(f"/{what}/{number}") for number, what in enumerate(PLAN))
         return Counter(answer.status_code for answer in await asyncio.gather(*asked))
 
 
@@ -208,6 +213,28 @@ async def test_a_sweep_costs_little_while_all_are_executing(postgres_database: P
     await engine.dispose()
     assert states == {"active": IN_STATEMENTS, "idle in transaction": 1}
     assert sorted(spent)[len(spent) // 2] < 0.01 * IN_STATEMENTS / HELD, spent
+
+
+@pytest.mark.slow
+async def test_a_sweep_costs_little_while_a_thousand_wait() -> None:
+    """A pool that a thousand requests wait for is when nobody can spare the time: as little as when they hold it."""
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0)
+    with watching(Settings(sweep_interval=1000.0)) as watch:
+        async with engine.connect():
+            tasks = [asyncio.create_task(asks(watch, engine)) for _ in range(HELD)]
+            await asyncio.sleep(0)  # each has come as far as the pool
+            assert len(book_of(engine.pool).waiters) == len(tasks)
+            spent = await asyncio.to_thread(sweeps, watch)
+        await asyncio.gather(*tasks)
+    await engine.dispose()
+    assert sorted(spent)[len(spent) // 2] < 0.02, spent
+
+
+async def asks(watch: SessionWatch, engine: AsyncEngine) -> None:
+    """A job that asks for a connection."""
+    with watch.job("asks"):
+        async with AsyncSession(engine) as session:
+            await session.execute(text("SELECT 1"))
 
 
 async def waits_for_the_lock(watch: SessionWatch, engine: AsyncEngine) -> None:
