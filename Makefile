@@ -24,6 +24,8 @@ help:
 demo: $(READY) ## run the demo: every pattern and anti-pattern, with its findings
 	$(BIN)/session-watch demo
 
+# The tests start some hundred interpreters, each of which would compile the package again.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY) ## ruff, mypy and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
