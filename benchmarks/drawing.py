@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 WIDTH = 640
 FONT = 'font-family="sans-serif" font-size="12"'
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e")
 GRID = "#ddd"
 
 

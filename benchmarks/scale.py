@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextvars import Context
@@ -14,7 +15,8 @@ from statistics import median
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
-from sqlalchemy import QueuePool, create_engine, text
+from sqlalchemy import AsyncAdaptedQueuePool, QueuePool, create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from benchmarks.app import build, call, database
@@ -38,6 +40,7 @@ class Point(NamedTuple):
     sweep: float
     scrape: float
     sweep_held: float
+    sweep_waiting: float
 
 
 def spent(action: Callable[[], object], times: int = 1) -> float:
@@ -71,11 +74,12 @@ def measured(works: int) -> Point:
         sweep = spent(lambda: watch.sweep(clock()))
         scrape = spent(lambda: generate_latest(watch.registry))
         held = sweep_while_held(watch, min(works, HELD))
+        waiting = loop.run_until_complete(sweep_while_waiting(watch, works))
         gc.unfreeze()
         for context, block in opened:
             context.run(block.__exit__, None, None, None)
     loop.close()
-    return Point(works, request, sweep, scrape, held)
+    return Point(works, request, sweep, scrape, held, waiting)
 
 
 def entered(watch: SessionWatch, number: int) -> tuple[Context, Job]:
@@ -98,9 +102,29 @@ def sweep_while_held(watch: SessionWatch, count: int) -> float:
     return found
 
 
+async def sweep_while_waiting(watch: SessionWatch, count: int) -> float:
+    """A sweep while so many tasks wait for a connection, for too long, and one is told of for the first time."""
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0)
+
+    async def ask() -> None:
+        with watch.job("waits"):
+            async with engine.connect():
+                pass
+
+    async with engine.connect():
+        tasks = [asyncio.create_task(ask()) for _ in range(count)]
+        await asyncio.sleep(0)  # each has come as far as the pool
+        minutes = itertools.count(1)
+        found = spent(lambda: watch.sweep(clock() + 61.0 * next(minutes)))
+    await asyncio.gather(*tasks)
+    await engine.dispose()
+    return found
+
+
 def curves(points: Sequence[Point]) -> str:
-    """The four costs over the number of open works, the number and the cost on logarithmic scales."""
-    names = ("request", "sweep", "scrape", f"sweep, with a connection held by each (at most {HELD:,})")
+    """The costs over the number of open works, the number and the cost on logarithmic scales."""
+    held = f"sweep, with a connection held by each (at most {HELD:,})"
+    names = ("request", "sweep", "scrape", held, "sweep that tells of a pool, with each waiting for it")
     series = [[point[column + 1] for point in points] for column in range(len(names))]
     lowest, highest = 10.0, 10 ** (int(log10(max(max(each) for each in series))) + 1.0)
 
@@ -123,7 +147,7 @@ def curves(points: Sequence[Point]) -> str:
         line = " ".join(f"{x(index):.1f},{y(value):.1f}" for index, value in enumerate(values))
         parts.append(f'<polyline points="{line}" fill="none" stroke="{COLOURS[number]}" stroke-width="2"/>')
         parts += key(number, name, LEFT, HEIGHT + 8 + 17 * number)
-    return page(HEIGHT + 80, "CPU time in microseconds, over the number of works open at once", LEFT, parts)
+    return page(HEIGHT + 97, "CPU time in microseconds, over the number of works open at once", LEFT, parts)
 
 
 def main() -> None:
@@ -132,7 +156,7 @@ def main() -> None:
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the curves there")
     chosen = parser.parse_args()
     points = [measured(works) for works in OPEN]
-    heads = ("open works", "", "request us", "sweep us", "scrape us", "sweep, held us")
+    heads = ("open works", "", "request us", "sweep us", "scrape us", "sweep, held us", "sweep, waiting us")
     print(table(heads, [(f"{p.works:,}", "", *(f"{value:,.0f}" for value in p[1:])) for p in points]))
     if chosen.svg is not None:
         chosen.svg.parent.mkdir(parents=True, exist_ok=True)

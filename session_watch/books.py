@@ -24,6 +24,7 @@ from session_watch.live import Limits
 from session_watch.pools import PoolBook
 from session_watch.routes import route_of
 from session_watch.snapshot import expected_of, freeze, is_out, transaction_facts
+from session_watch.standing import Crowd
 
 # A close that is under way when its work ends is looked at again after this many seconds.
 CLOSING_TIME = 1.0
@@ -502,8 +503,9 @@ class Books:
         self._tell_active_again(at)
         ripe = live.ripe(out, at, limits)
         active |= live.look_closely([checkout for checkout in ripe if checkout not in active], at)
+        crowd = Crowd()
         for checkout in ripe:
-            self._judge_held(checkout, live.held_facts(checkout, active), at, limits)
+            self._judge_held(checkout, live.held_facts(checkout, active, crowd), at, limits)
         for book, ledger, wait in live.long_waits(at, limits):
             if self._judge_wait(book, ledger, wait, at) or (wait.told and wait.over_limit):
                 self._follow_wait(book, wait.episode)

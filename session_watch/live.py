@@ -17,7 +17,7 @@ from session_watch.ledger import Checkout, Ledger, Transaction, phase_of
 from session_watch.pools import PoolBook
 from session_watch.request_ids import request_id_of
 from session_watch.snapshot import checkout_facts, is_ending, is_out, limits_of, transaction_facts
-from session_watch.standing import Stack
+from session_watch.standing import Crowd, Stack
 from session_watch.wraps import waiting_in
 
 ACTIVE, IN_TRANSACTION, IDLE = HELD_STATES
@@ -177,7 +177,7 @@ def look_again(checkout: Checkout, at: float, limits: Limits, *, told: bool) -> 
     checkout.look_at = min(later, default=at + wait)
 
 
-def held_facts(checkout: Checkout, active: set[Checkout]) -> HeldFacts:
+def held_facts(checkout: Checkout, active: set[Checkout], crowd: Crowd) -> HeldFacts:
     """One connection that is out, its session if it has one, and the line at which its holder stands."""
     opened = checkout.transaction
     use = activity(checkout)
@@ -188,7 +188,7 @@ def held_facts(checkout: Checkout, active: set[Checkout]) -> HeldFacts:
         idle_since=idle_since(checkout),
         reading=use.streamed is not None and use.streamed() is not None,
         autocommit=is_autocommit(checkout),
-        current_site=resolve(standing.where(checkout.ledger, use.actor or checkout.ledger.actor)),
+        current_site=resolve(standing.where(checkout.ledger, use.actor or checkout.ledger.actor, crowd)),
         limits=limits_of(use.expected, () if opened is None else opened.account.expected),
     )
 
@@ -196,11 +196,11 @@ def held_facts(checkout: Checkout, active: set[Checkout]) -> HeldFacts:
 def holders(book: PoolBook, at: float) -> tuple[Holder, ...]:
     """Who holds the connections of a pool."""
     out = list(book.out)
-    active = look_at_activity(out, at, 0.0)
-    return tuple(_holder(checkout, at, active) for checkout in out if is_out(checkout))
+    active, crowd = look_at_activity(out, at, 0.0), Crowd()
+    return tuple(_holder(checkout, at, active, crowd) for checkout in out if is_out(checkout))
 
 
-def _holder(checkout: Checkout, at: float, active: set[Checkout]) -> Holder:
+def _holder(checkout: Checkout, at: float, active: set[Checkout], crowd: Crowd) -> Holder:
     ledger, use = checkout.ledger, activity(checkout)
     request_id_of(ledger)
     return Holder(
@@ -211,7 +211,7 @@ def _holder(checkout: Checkout, at: float, active: set[Checkout]) -> Holder:
         age_seconds=at - checkout.taken_at,
         idle_seconds=at - idle_since(checkout),
         opened_site=resolve(use.mark),
-        current_site=resolve(standing.where(ledger, use.actor or ledger.actor)),
+        current_site=resolve(standing.where(ledger, use.actor or ledger.actor, crowd)),
         last_statement=use.last_statement,
         db_pid=drivers.db_pid(checkout()),
     )
@@ -260,21 +260,22 @@ def _seen_waiting(
     late: Mapping[int, tuple[PoolBook, Ledger, float]], at: float, limit: float
 ) -> list[tuple[PoolBook, Ledger, PoolWait]]:
     blocking = {number for number, stack, frame in _waiting(late, standing.threads()) if _blocks(stack, frame)}
-    told = blocking | _oldest_of_each_pool({number: late[number] for number in late.keys() - blocking})
-    marks = _lines({number: late[number] for number in told})
+    chosen = blocking | _oldest_of_each_pool({number: late[number] for number in late.keys() - blocking})
+    told = {number: _told(late[number][0], at, "error", "warning") for number in chosen}
+    # A pool that has been told of is only counted again: nobody reads where.
+    marks = _lines({number: late[number] for number in chosen if number in blocking or not told[number]})
     found = []
-    for number in sorted(told, key=lambda each: late[each][2]):
+    for number in sorted(chosen, key=lambda each: late[each][2]):
         book, ledger, since = late[number]
-        blocks = number in blocking
         wait = Wait(number, since)
         facts = _wait(
             book,
             ledger,
             at,
-            told=_told(book, at, "error", "warning"),
+            told=told[number],
             over_limit=at - since >= limit,
             waited_seconds=at - since,
-            blocks_loop=blocks,
+            blocks_loop=number in blocking,
             opened_site=resolve(marks.get(number)),
             subject=wait,
             episode=wait,

@@ -158,7 +158,11 @@ def _works_of(task: asyncio.Task[Any]) -> Iterator[Ledger]:
 
 def awaiting(task: asyncio.Task[Any]) -> tuple[FrameType, ...]:
     """The frames of everything the task awaits, innermost first."""
-    frames: list[FrameType] = []
+    return tuple(reversed(list(_frames(task))))
+
+
+def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
+    """The frames of everything the task awaits, outermost first."""
     step: Any = task.get_coro()
     for _ in range(DEEPEST):
         if step is None:
@@ -166,8 +170,7 @@ def awaiting(task: asyncio.Task[Any]) -> tuple[FrameType, ...]:
         known = FRAME_AND_AWAITED.get(type(step))
         frame, step = (_frame_of(step), _awaited(step)) if known is None else known(step)
         if frame is not None:
-            frames.append(frame)
-    return tuple(reversed(frames))
+            yield frame
 
 
 def _frame_of(step: Any) -> FrameType | None:
@@ -282,18 +285,12 @@ def _tasks(loop: asyncio.AbstractEventLoop) -> Iterable[asyncio.Task[Any]]:
 
 def _inside_sqlalchemy(task: asyncio.Task[Any]) -> Stack | None:
     path: list[FrameType] = []
-    step: Any = task.get_coro()
-    for _ in range(DEEPEST):
-        if step is None:
-            return None
-        frame = _frame_of(step)
-        if frame is not None:
-            path.append(frame)
-            if frame.f_code.co_name == "greenlet_spawn":
-                greenlet = frame.f_locals.get("context")
-                frames = tuple(outwards(getattr(greenlet, "gr_frame", None)))
-                return Stack("task", name_of(task), frames, tuple(reversed(path)), task) if frames else None
-        step = _awaited(step)
+    for frame in _frames(task):
+        path.append(frame)
+        if frame.f_code.co_name == "greenlet_spawn":
+            greenlet = frame.f_locals.get("context")
+            frames = tuple(outwards(getattr(greenlet, "gr_frame", None)))
+            return Stack("task", name_of(task), frames, tuple(reversed(path)), task) if frames else None
     return None
 
 

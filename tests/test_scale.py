@@ -217,7 +217,7 @@ async def test_a_sweep_costs_little_while_all_are_executing(postgres_database: P
 
 @pytest.mark.slow
 async def test_a_sweep_costs_little_while_a_thousand_wait() -> None:
-    """A pool that a thousand requests wait for is when nobody can spare the time: as little as when they hold it."""
+    """While a thousand wait for one connection: the first sweep tells of it, at some cost, those after it as little."""
     engine = create_async_engine("sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0)
     with watching(Settings(sweep_interval=1000.0)) as watch:
         async with engine.connect():
@@ -227,7 +227,8 @@ async def test_a_sweep_costs_little_while_a_thousand_wait() -> None:
             spent = await asyncio.to_thread(sweeps, watch)
         await asyncio.gather(*tasks)
     await engine.dispose()
-    assert sorted(spent)[len(spent) // 2] < 0.02, spent
+    assert spent[0] < 0.05, spent
+    assert sorted(spent)[len(spent) // 2] < 0.01, spent
 
 
 async def asks(watch: SessionWatch, engine: AsyncEngine) -> None:
