@@ -70,11 +70,9 @@ def forget_lines() -> None:
     _late_lines.clear()
 
 
-def may_block_its_loop(opened: Transaction, connection: Any) -> None:
+def may_block_its_loop(opened: Transaction) -> None:
     """A synchronous session does I/O on a thread that runs an event loop: note it once per line."""
     mark = opened.mark
-    if connection.dialect.is_async:
-        return
     if len(BLOCKING) < LINES:
         BLOCKING[id(mark)] = mark
     if _is_new(mark, _blocking_lines):

@@ -294,8 +294,8 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
         # For the statements to come, as long as it is out.
         connection._session_watch = checkout
         mark = opened.mark
-        if known_blocking(id(mark)) is not mark and get_running_loop() is not None:
-            may_block_its_loop(opened, connection)
+        if not connection.dialect.is_async and known_blocking(id(mark)) is not mark and get_running_loop() is not None:
+            may_block_its_loop(opened)
         if checkout.transaction is None and not checkout.raw:
             checkout.transaction = opened
             opened.checkouts += (checkout,)

@@ -24,7 +24,7 @@ from sqlalchemy.pool import Pool, PoolProxiedConnection, SingletonThreadPool
 
 from session_watch import current, incidents, listeners
 from session_watch.call_site import Ways, caller, whoami
-from session_watch.current import CURRENT, acting, current_work, detached, running_task, somebody, still_runs, task_in
+from session_watch.current import acting, current_work, detached, running_task, somebody, still_runs, task_in
 from session_watch.drivers import has_no_slot
 from session_watch.failures import describe
 from session_watch.inbox import ERRORS, put
@@ -213,22 +213,22 @@ def _left_async(original: Callable[..., Awaitable[None]]) -> Callable[..., Await
     @functools.wraps(original)
     def __aexit__(self: Any, type_: Any, value: Any, traceback: Any) -> Awaitable[None]:
         if _active:
-            _leaving(self.sync_session, type_)
+            try:
+                session = self.sync_session
+                try:
+                    account: Account = session._session_watch
+                except AttributeError:  # made before anybody watched
+                    account = open_account(session)
+                if type_ is not None and type_ is not GeneratorExit:
+                    account.left_by_exception = True
+                account.closing = True
+                account.closed_mark = caller(LEFT)
+                account.closed_in = current_work()
+            except Exception as error:
+                ERRORS.failed("AsyncSession.__aexit__", error)
         return original(self, type_, value, traceback)
 
     return __aexit__
-
-
-def _leaving(session: Session, type_: Any) -> None:
-    try:
-        account = account_of(session)
-        if type_ is not None and type_ is not GeneratorExit:
-            account.left_by_exception = True
-        account.closing = True
-        account.closed_mark = caller(LEFT, 3)
-        account.closed_in = CURRENT.get()
-    except Exception as error:
-        ERRORS.failed("AsyncSession.__aexit__", error)
 
 
 def _closed_async(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
