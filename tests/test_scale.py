@@ -227,7 +227,7 @@ async def test_a_sweep_costs_little_while_a_thousand_wait() -> None:
             spent = await asyncio.to_thread(sweeps, watch)
         await asyncio.gather(*tasks)
     await engine.dispose()
-    assert spent[0] < 0.05, spent
+    assert spent[0] < 0.1, spent
     assert sorted(spent)[len(spent) // 2] < 0.01, spent
 
 
