@@ -149,6 +149,7 @@ class Lives(RuleBasedStateMachine):
     def _start_afresh(self) -> None:
         """What a life that failed has left out is not this one's."""
         gc.collect()
+        gc.freeze()  # else each collection goes through all that Hypothesis keeps of thousands of lives
         for engine in self.stage.engines.values():
             if engine.pool.checkedout():
                 self._do(settled(engine.dispose()))
