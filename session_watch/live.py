@@ -285,9 +285,10 @@ def _seen_waiting(
 
 
 def _oldest_of_each_pool(late: Mapping[int, tuple[PoolBook, Ledger, float]]) -> set[int]:
-    # Of two of one pool, the one that is put in last stays.
-    newest_first = sorted(late.items(), key=lambda item: -item[1][2])
-    return set({book: number for number, (book, _, _) in newest_first}.values())
+    oldest: dict[PoolBook, int] = {}
+    for number, (book, _, _) in sorted(late.items(), key=lambda item: item[1][2]):
+        oldest.setdefault(book, number)
+    return set(oldest.values())
 
 
 def goes_on(book: PoolBook, wait: Wait) -> bool:

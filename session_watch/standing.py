@@ -60,10 +60,10 @@ class Stack:
     @property
     def mark(self) -> Mark | None:
         """The application's line that has led there."""
-        return _innermost_line(self.path) or self._line_that_waits() or _innermost_line(self.frames[:1])
-
-    def _line_that_waits(self) -> Mark | None:
-        return None if self.task is None else line_of(self.task)
+        nearest = _innermost_line(self.path)
+        if nearest is None and self.task is not None:  # looks through all tasks of the loop
+            nearest = line_of(self.task)
+        return nearest or _innermost_line(self.frames[:1])
 
 
 class Crowd:
@@ -158,10 +158,10 @@ def _works_of(task: asyncio.Task[Any]) -> Iterator[Ledger]:
 
 def awaiting(task: asyncio.Task[Any]) -> tuple[FrameType, ...]:
     """The frames of everything the task awaits, innermost first."""
-    return tuple(reversed(list(_frames(task))))
+    return tuple(reversed(list(_awaited_frames(task))))
 
 
-def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
+def _awaited_frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
     """The frames of everything the task awaits, outermost first."""
     step: Any = task.get_coro()
     for _ in range(DEEPEST):
@@ -285,7 +285,7 @@ def _tasks(loop: asyncio.AbstractEventLoop) -> Iterable[asyncio.Task[Any]]:
 
 def _inside_sqlalchemy(task: asyncio.Task[Any]) -> Stack | None:
     path: list[FrameType] = []
-    for frame in _frames(task):
+    for frame in _awaited_frames(task):
         path.append(frame)
         if frame.f_code.co_name == "greenlet_spawn":
             greenlet = frame.f_locals.get("context")

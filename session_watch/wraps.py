@@ -213,7 +213,7 @@ def _left_async(original: Callable[..., Awaitable[None]]) -> Callable[..., Await
     @functools.wraps(original)
     def __aexit__(self: Any, type_: Any, value: Any, traceback: Any) -> Awaitable[None]:
         if _active:
-            try:
+            try:  # here, and not in functions: every request that leaves an async session comes by
                 session = self.sync_session
                 try:
                     account: Account = session._session_watch
