@@ -231,6 +231,30 @@ async def test_a_sweep_costs_little_while_a_thousand_wait() -> None:
     assert sorted(spent)[len(spent) // 2] < 0.01, spent
 
 
+async def test_who_waits_in_a_task_of_sqlalchemys_alone_is_told_by_who_awaits_it() -> None:
+    """The task that waits has no line of the application's own: the line is that of the gather."""
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0)
+    with watching(Settings(sweep_interval=1000.0)) as watch:
+        async with engine.connect():
+            task = asyncio.create_task(gathers(watch, engine))
+            while not book_of(engine.pool).waiters:  # noqa: ASYNC110  # the pool has no event for it
+                await asyncio.sleep(0)
+            watch.sweep(clock() + 2)
+        await task
+        (found,) = watch.findings()
+    await engine.dispose()
+    assert found.rule == "pool-exhausted"
+    assert found.opened_site is not None
+    assert found.opened_site.endswith(" in gathers")
+
+
+async def gathers(watch: SessionWatch, engine: AsyncEngine) -> None:
+    """A job that hands its statement to a task of its own."""
+    with watch.job("gathers"):
+        async with AsyncSession(engine) as session:
+            await asyncio.gather(session.execute(text("SELECT 1")))
+
+
 async def asks(watch: SessionWatch, engine: AsyncEngine) -> None:
     """A job that asks for a connection."""
     with watch.job("asks"):
