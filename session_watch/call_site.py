@@ -6,6 +6,7 @@ import os
 import site
 import sys
 import sysconfig
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from threading import get_ident
@@ -80,6 +81,9 @@ class Ways:
 _all_ways: list[Ways] = []
 # SQLAlchemy's own functions between one of its greenlets and the application that awaits it, by their ids.
 _awaiting: dict[int, CodeType] = {}
+# The greenlet that was looked out of last, weakly, and the line that awaits it, where it stays until the greenlet ends.
+_NOBODY: tuple[Callable[[], Any], Mark | None] = (lambda: None, None)
+_awaited: list[tuple[Callable[[], Any], Mark | None]] = [_NOBODY]
 
 
 def _library_roots() -> tuple[str, ...]:
@@ -111,6 +115,7 @@ def trust(app_packages: tuple[str, ...], helper_packages: tuple[str, ...]) -> No
     _helpers.update(helper_packages)
     _kinds.clear()
     _awaiting.clear()
+    _awaited[0] = _NOBODY
     for ways in _all_ways:
         ways.forget()
 
@@ -171,10 +176,16 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
                 continue
         if _awaiting:
             try:
-                frame = getcurrent().parent.gr_frame  # type: ignore[union-attr, assignment]  # there is no greenlet
+                greenlet = getcurrent()
+                asked, mark = _awaited[0]
+                if asked() is greenlet:  # most calls that begin a transaction execute something too
+                    return mark
+                frame = greenlet.parent.gr_frame  # type: ignore[union-attr, assignment]  # there is no greenlet
                 while id(frame.f_code) in _awaiting:
                     frame = frame.f_back  # type: ignore[assignment]
-                return ways.marks[id(frame.f_code)][frame.f_lasti]
+                mark = ways.marks[id(frame.f_code)][frame.f_lasti]
+                _awaited[0] = weakref.ref(greenlet), mark
+                return mark
             except MISSED:
                 pass
     return _walk(ways, depth + 1)

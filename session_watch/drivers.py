@@ -82,10 +82,14 @@ def has_committed(proxy: Any) -> bool:
     return _is_sqlite(driver) and getattr(driver, "in_transaction", True) is False
 
 
+def is_async(pool: Any) -> bool:
+    """Whether the pool's connections leave the event loop free while they work."""
+    return bool(getattr(getattr(pool, "_dialect", None), "is_async", False))
+
+
 def is_loop_bound(pool: Any) -> bool:
     """Whether the pool's connections can be used on the event loop alone on which they were made."""
-    dialect = getattr(pool, "_dialect", None)
-    return bool(getattr(dialect, "is_async", False)) and getattr(dialect, "driver", "") in LOOP_BOUND
+    return is_async(pool) and getattr(getattr(pool, "_dialect", None), "driver", "") in LOOP_BOUND
 
 
 def has_no_slot(error: BaseException | None) -> bool:

@@ -77,6 +77,7 @@ class Ledger:
         "method",
         "open",
         "over",
+        "parent",
         "peak",
         "responded_at",
         "response_ended_at",
@@ -89,7 +90,6 @@ class Ledger:
         "task",
         "thread",
     )
-    parent: Ledger | None = None
     # The request or websocket this work runs in; None for a request itself, which would be a cycle.
     request: Ledger | None = None
     actor: Actor | None = None
@@ -109,6 +109,7 @@ class Ledger:
     def __init__(self, kind: str, *, endless: bool = False) -> None:
         self.kind = kind
         self.endless = endless
+        self.parent: Ledger | None = None
         self.is_request = False
         self.method = self.entry_root = ""
         self.headers: Iterable[tuple[bytes, bytes]] = ()

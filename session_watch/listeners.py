@@ -93,7 +93,8 @@ def on_transaction_create(session: Any, transaction: Any) -> None:  # noqa: PLR0
         if origin is not AUTOBEGIN and origin is not BEGIN:
             _inner_began(session, transaction)
             return
-        # Read off the dict: SQLAlchemy makes it early, and Python 3.11 finds attributes in such a one the long way.
+        # Read off the dict, here and wherever each request comes by: SQLAlchemy makes it early, and Python 3.11
+        # finds attributes in such a one the long way, for which it wants room in a cache that is small.
         state = session.__dict__
         try:
             account: Account = state["_session_watch"]
@@ -294,7 +295,7 @@ def on_begin(session: Session, transaction: Any, connection: Any) -> None:
         # For the statements to come, as long as it is out.
         connection._session_watch = checkout
         mark = opened.mark
-        if not connection.dialect.is_async and known_blocking(id(mark)) is not mark and get_running_loop() is not None:
+        if not checkout.pool.is_async and known_blocking(id(mark)) is not mark and get_running_loop() is not None:
             may_block_its_loop(opened)
         if checkout.transaction is None and not checkout.raw:
             checkout.transaction = opened
@@ -311,7 +312,7 @@ def _checkout_of(connection: Any) -> Checkout | None:
     """What is known of the connection that is used here; nothing while a dialect looks at a new one."""
     proxy = connection._dbapi_connection
     try:
-        checkout: Checkout | None = proxy._connection_record._session_watch.__self__.checkout
+        checkout: Checkout | None = proxy._connection_record._session_watch.checkout
     except AttributeError:  # a connection that has left its pool, or was never counted in it
         return getattr(proxy, "_session_watch", None)
     return checkout
@@ -327,8 +328,8 @@ def on_commit(session: Any) -> None:
     """A transaction was committed; the release of a savepoint is none."""
     try:
         try:
-            account: Account = session._session_watch
-        except AttributeError:  # made before anybody watched
+            account: Account = session.__dict__["_session_watch"]
+        except KeyError:  # made before anybody watched
             return
         opened = account.transaction
         if opened is not None and not (opened.savepoints and session.in_nested_transaction()):
@@ -542,9 +543,8 @@ def on_soft_invalidate(dbapi_connection: Any, record: Any, exception: BaseExcept
 
 
 def _place_of(record: Any) -> Place | None:
-    """What the pool's record keeps for us, in what it calls when its connection comes back."""
-    returned = getattr(record, "_session_watch", None)
-    return None if returned is None else returned.__self__
+    """What the pool's record keeps for us."""
+    return getattr(record, "_session_watch", None)
 
 
 def _left_record(record: Any) -> Checkout | None:

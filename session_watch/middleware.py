@@ -84,6 +84,8 @@ class SessionWatchMiddleware:
             if kind == "lifespan":  # the process ends, perhaps by a signal, which runs no exit handler
                 self.watch.export_all()
             return
+        # In two steps: Python 3.11 looks up anew what is called as it is read.
+        app = self.app
         # One coroutine only: each level costs every await of the request.
         if BOOKS.teller is None:  # a process that was forked off has none yet
             BOOKS.start_teller()
@@ -98,7 +100,7 @@ class SessionWatchMiddleware:
             receive, send = MethodType(_received, (ledger, receive)), MethodType(_sent, (ledger, send))
         token = enter(ledger)
         try:
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
         except BaseException as error:
             leave(token)
             if watched:
@@ -175,7 +177,8 @@ class SessionWatchMiddleware:
         ledger = new(Ledger)
         ledger.over = ledger.suspicious = False
         ledger.peak = 0
-        ledger.route = ledger.ended_at = ledger.responded_at = ledger.response_ended_at = ledger.status = None
+        ledger.parent = ledger.route = ledger.status = None
+        ledger.ended_at = ledger.responded_at = ledger.response_ended_at = None
         ledger.open, ledger.held, ledger.done = set(), set(), []
         ledger.kind = "request" if kind == "http" else "websocket"
         ledger.endless = False

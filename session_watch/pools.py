@@ -13,7 +13,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from session_watch.call_site import Mark
-from session_watch.drivers import is_loop_bound
+from session_watch.drivers import is_async, is_loop_bound
 from session_watch.inbox import ERRORS
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class PoolBook:
         # Waits that were told while they went on, by the same numbers, and when this pool was told of last.
         self.told_waits: dict[int, object] = {}
         self.told_at: dict[str, float] = {}
+        self.is_async = is_async(pool)
         self.loop_bound = is_loop_bound(pool)
         self.out: set[Checkout] = set()
         self.peak = 0

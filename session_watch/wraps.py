@@ -61,19 +61,22 @@ _active = False
 # Methods bound once: Python 3.11 looks up those of an imported object anew for every call.
 known_book = POOLS.get
 _getframe = sys._getframe
+# The exception that is being handled; before Python 3.11 only a tuple of three says so.
+on_its_way: Callable[[], BaseException | None] = getattr(sys, "exception", lambda: sys.exc_info()[1])
 just_taken = listeners.taken.append
 held_outside = OUTSIDE.held
 
 
 def _made(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
+    def __init__(*args: Any, **kwargs: Any) -> None:  # with a self of its own it would build the arguments anew
+        original(*args, **kwargs)
         if not _active:
             return
         try:
+            self = args[0]
             account = self._session_watch = new_account(self)
-            ambient = sys.exc_info()[1]
+            ambient = on_its_way()
             if ambient is not None:
                 account.ambient = id(ambient)
             ledger = current_work()
@@ -138,8 +141,8 @@ def _closed(original: Callable[..., None]) -> Callable[..., None]:
 def _closing(session: Any) -> Account | None:
     try:
         try:
-            account: Account = session._session_watch
-        except AttributeError:  # made before anybody watched
+            account: Account = session.__dict__["_session_watch"]
+        except KeyError:  # made before anybody watched
             account = open_account(session)
         opened = account.transaction
         if opened is not None:
@@ -184,7 +187,7 @@ def pending_in(session: Session) -> dict[str, int] | None:
 
 def note_exception(account: Account) -> None:
     """A close while an exception that arose since the session was made is on its way out is a rollback meant."""
-    error = sys.exc_info()[1]
+    error = on_its_way()
     if error is not None and id(error) != account.ambient and not isinstance(error, GeneratorExit):
         account.left_by_exception = True
 
@@ -216,8 +219,8 @@ def _left_async(original: Callable[..., Awaitable[None]]) -> Callable[..., Await
             try:  # here, and not in functions: every request that leaves an async session comes by
                 session = self.sync_session
                 try:
-                    account: Account = session._session_watch
-                except AttributeError:  # made before anybody watched
+                    account: Account = session.__dict__["_session_watch"]
+                except KeyError:  # made before anybody watched
                     account = open_account(session)
                 if type_ is not None and type_ is not GeneratorExit:
                     account.left_by_exception = True
@@ -236,7 +239,7 @@ def _closed_async(original: Callable[..., Awaitable[None]]) -> Callable[..., Awa
 
     @functools.wraps(original)
     async def close(self: Any) -> None:
-        error = sys.exc_info()[1]
+        error = on_its_way()
         if error is not None and _active:
             _note_async(self)
         await original(self)
@@ -379,10 +382,10 @@ def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> 
     try:
         record = proxy._connection_record
         try:
-            returned = record._session_watch
+            place = record._session_watch
         except AttributeError:  # it hands out for the first time
-            returned = record._session_watch = MethodType(came_back, Place())
-        place = returned.__self__
+            place = record._session_watch = Place()
+            record._session_watch_returned = MethodType(came_back, place)
         known = place.checkout
         if known is not None and known() is proxy:
             return  # SingletonThreadPool hands the same connection out again
@@ -396,7 +399,7 @@ def _book_checkout(proxy: Any, book: PoolBook, ledger: Ledger, since: float) -> 
         checkout.ledger = ledger
         place.checkout = checkout
         if not book.shares_connections:
-            record.finalize_callback.append(returned)
+            record.finalize_callback.append(record._session_watch_returned)
         try:
             # A Session asks through Engine.connect: it stands five frames below, at a fixed place.
             by_session = _getframe(5).f_code is _asking[0] or _asked_by_session(_getframe(5))
@@ -430,7 +433,9 @@ def _look_at_loop(checkout: Checkout, place: Place, connected_at: float) -> None
         return
     if place.connected_at != connected_at:  # a new connection
         place.connected_at, place.loop = connected_at, weakref.ref(loop)
-    elif place.loop() is not loop:
+        return
+    connected_on = place.loop  # not called at once: Python 3.11 looks up what is called in a slot anew each time
+    if connected_on() is not loop:
         place.loop = weakref.ref(loop)
         incident = Incident("wrong loop", checkout=checkout, mark=caller(None, 4))
         incident.phase = phase_of(checkout.ledger, checkout.taken_at)

@@ -232,6 +232,6 @@ def test_what_live_objects_keep(told: dict[str, Any]) -> None:
         "session": ["_session_watch"],
         "transaction": ["_session_watch"],
         "connection": ["_session_watch"],
-        "record": ["_session_watch"],
+        "record": ["_session_watch", "_session_watch_returned"],
         "info": [],
     }
