@@ -19,7 +19,7 @@ from session_watch.current import detached_of, error_of, open_ledgers, still_run
 from session_watch.facts import HeldFacts, PoolWait, Snapshot
 from session_watch.findings import Finding
 from session_watch.inbox import BELL, ERRORS, INBOX, LIMIT, ring
-from session_watch.ledger import OUTSIDE, Checkout, Done, Incident, Ledger, Transaction
+from session_watch.ledger import OUTSIDE, Checkout, Done, Ended, Incident, Ledger, Transaction
 from session_watch.live import Limits
 from session_watch.pools import PoolBook
 from session_watch.routes import route_of
@@ -59,8 +59,8 @@ class Watcher(Protocol):
     def judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
         """Find, tell and remember what is wrong; return what was told."""
 
-    def count(self, several: Sequence[tuple[Ledger, Sequence[Done], int]]) -> None:
-        """Add what these works have done, and the most connections each held at once (0: counted before)."""
+    def count(self, done: Mapping[Route, Done]) -> None:
+        """Add what works have done, by their method and route."""
 
     def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:
         """Add a pool's waits and holds, in seconds."""
@@ -98,6 +98,8 @@ class Watcher(Protocol):
         """Tell a fault of our own."""
 
 
+# Method and label of a route.
+Route = tuple[str, str]
 # Who told what.
 Told = tuple[tuple[Watcher, Finding], ...]
 
@@ -383,11 +385,11 @@ class Books:
 
     def _count_late(self, ledger: Ledger) -> None:
         with self.counting:
-            done = ledger.done[:]
-            if done:
-                del ledger.done[: len(done)]
+            if ledger.used or ledger.ended:
+                route = ledger.method, ledger.route or ledger.route_label()
+                done = Done(*ledger.take_done(), peaks=[0])
                 for watcher in self.watchers:
-                    watcher.count([(ledger, done, 0)])
+                    watcher.count({route: done})
 
     def _on_detached(self, value: tuple[Ledger, type[BaseException] | None]) -> None:
         ledger, error = value
@@ -453,18 +455,9 @@ class Books:
     def fold(self) -> None:
         """Add up what settled works and pools have done. Called before anybody reads a number."""
         with self.counting:
-            # Nothing is added any more to what a work has done of which nothing is open.
-            settled = [
-                (ledger, ledger.done[:] if ledger.open or ledger.held else ledger.done, ledger.peak)
-                for ledger in _taken(self.settled)
-            ]
+            done = _done_by(_taken(self.settled))
             for watcher in self.watchers:
-                watcher.count(settled)
-            for ledger, done, _ in settled:
-                if done is ledger.done:
-                    done.clear()
-                else:
-                    del ledger.done[: len(done)]  # what was added meanwhile stays for the next time
+                watcher.count(done)
             self._count_late(OUTSIDE)
             for book in (*list(pools.POOLS.values()), *_taken(pools.GONE)):
                 waits, uses = _taken(book.waits), _taken(book.uses)
@@ -483,7 +476,7 @@ class Books:
             for ledger in list(open_ledgers):
                 if ledger.kind == "detached":
                     self._look_at_detached(ledger, at)
-                elif len(ledger.done) > DONE_LIMIT:
+                elif len(ledger.used) + len(ledger.ended) > DONE_LIMIT:
                     self._count_late(ledger)
             held: Mapping[tuple[str, str], int] = {}
             try:
@@ -555,6 +548,28 @@ class Books:
                 if _remove(ledger, suspect) and isinstance(suspect, Transaction):
                     self.judge(freeze(ledger, at, transactions=[suspect], by_itself=True))
             self._count_late(ledger)
+
+
+def _done_by(settled: Iterable[Ledger]) -> Mapping[Route, Done]:
+    # By method, then by route: to look up two strings costs half of what their tuple does.
+    by_method: dict[str, dict[str | None, tuple[list[float], list[Ended], list[int]]]] = {}
+    for ledger in settled:
+        try:
+            used, ended, peaks = by_method[ledger.method][ledger.route]
+        except KeyError:
+            used, ended, peaks = by_method.setdefault(ledger.method, {})[ledger.route] = [], [], []
+        peaks.append(ledger.peak)
+        if ledger.open or ledger.held:
+            more_used, more_ended = ledger.take_done()
+            used += more_used
+            ended += more_ended
+        else:  # nothing is added to it any more
+            used += ledger.used
+            ended += ledger.ended
+            ledger.used.clear()
+            ledger.ended.clear()
+    each = ((method, route, done) for method, routes in by_method.items() for route, done in routes.items())
+    return {(method, str(route)): Done(*done) for method, route, done in each}
 
 
 def _remove(ledger: Ledger, suspect: Transaction | Checkout) -> bool:

@@ -181,9 +181,11 @@ def caller(ways: Ways | None = None, depth: int = 2) -> Mark | None:
                 if asked() is greenlet:  # most calls that begin a transaction execute something too
                     return mark
                 frame = greenlet.parent.gr_frame  # type: ignore[union-attr, assignment]  # there is no greenlet
-                while id(frame.f_code) in _awaiting:
+                code = frame.f_code
+                while id(code) in _awaiting:
                     frame = frame.f_back  # type: ignore[assignment]
-                mark = ways.marks[id(frame.f_code)][frame.f_lasti]
+                    code = frame.f_code
+                mark = ways.marks[id(code)][frame.f_lasti]
                 _awaited[0] = weakref.ref(greenlet), mark
                 return mark
             except MISSED:

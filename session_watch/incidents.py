@@ -94,7 +94,7 @@ def committed_late(account: Account, opened: Transaction, ledger: Ledger) -> Non
     """Writes are committed after the response has started, or after the client that asked for them has left."""
     now, left_at = current.clock(), ledger.disconnected_at
     if ledger.responded_at is not None:
-        ledger.done.append(COMMITTED_LATE)
+        ledger.ended.append((COMMITTED_LATE, 0.0))
     if left_at is not None and opened.wrote_at is not None and opened.wrote_at <= left_at:
         note(opened, _late_commit(account, opened, now - left_at, disconnected=True))
     if ledger.responded_at is not None and _is_new(opened.last_mark or opened.mark, _late_lines):

@@ -7,7 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from session_watch import routes
 from session_watch.call_site import Mark
@@ -49,10 +49,30 @@ class ThreadRef:
         return self.call
 
 
-# The seconds of an ended checkout, or outcome and seconds of an ended transaction.
-Done = float | tuple[str, float] | str
+# Outcome and seconds of an ended transaction.
+Ended = tuple[str, float]
+# Stands among them for a commit after the response, besides that transaction's own.
 COMMITTED_LATE = "committed after the response"
 Actor = weakref.ref["Task[Any]"] | CallRef | ThreadRef
+
+
+class Done(NamedTuple):
+    """What works of one method and route have done.
+
+    The seconds of each ended checkout, each ended transaction, and the most connections that each work held at
+    once (0: counted before).
+    """
+
+    used: list[float]
+    ended: list[Ended]
+    peaks: list[int]
+
+
+class _Nothing(list[Any]):
+    """A list that stays empty."""
+
+    def append(self, _fact: Any) -> None:
+        """Let it go."""
 
 
 class Ledger:
@@ -65,7 +85,7 @@ class Ledger:
     __slots__ = (
         "__dict__",
         "__weakref__",
-        "done",
+        "ended",
         "ended_at",
         "endless",
         "entry_root",
@@ -89,6 +109,7 @@ class Ledger:
         "suspicious",
         "task",
         "thread",
+        "used",
     )
     # The request or websocket this work runs in; None for a request itself, which would be a cycle.
     request: Ledger | None = None
@@ -130,7 +151,14 @@ class Ledger:
         self.suspicious = False
         self.open: set[Transaction] = set()
         self.held: set[Checkout] = set()
-        self.done: list[Done] = []
+        self.used: list[float] = []
+        self.ended: list[Ended] = []
+
+    def take_done(self) -> tuple[list[float], list[Ended]]:
+        """What was done so far, for who adds it up; what others add meanwhile stays for the next time."""
+        used, ended = self.used[:], self.ended[:]
+        del self.used[: len(used)], self.ended[: len(ended)]
+        return used, ended
 
     def suspect(self, left: Transaction | Checkout) -> None:
         """Keep something that ended badly for the judgement. Called by the collector too: no lock."""
@@ -184,19 +212,12 @@ class _Nobody(Ledger):
 
     def __init__(self) -> None:
         super().__init__("excluded")
-        self.done = _Nothing()
+        self.used = self.ended = _Nothing()
 
     def suspect(self, left: Transaction | Checkout) -> None:
         """Let it go."""
 
     def note(self, incident: Incident) -> None:
-        """Let it go."""
-
-
-class _Nothing(list[Any]):
-    """A list that stays empty."""
-
-    def append(self, _fact: Any) -> None:
         """Let it go."""
 
 

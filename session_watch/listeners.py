@@ -230,7 +230,7 @@ def end(opened: Transaction, account: Account) -> None:
         outcome = "closed"
     opened.outcome = outcome
     ledger = opened.ledger
-    ledger.done.append((outcome, ended_at - opened.began_at))
+    ledger.ended.append((outcome, ended_at - opened.began_at))
     if suspicious:
         opened.excused = account.left_by_exception
         opened.unflushed = None
@@ -258,7 +258,7 @@ def _session_collected(opened: Any) -> None:
         opened.ended_at = current.clock()
         opened.pending = _pending_left(opened)
         ledger = opened.ledger
-        ledger.done.append(("collected", opened.ended_at - opened.began_at))
+        ledger.ended.append(("collected", opened.ended_at - opened.began_at))
         ledger.suspect(opened)
         ledger.open.discard(opened)
         if ledger.over or ledger.endless:
@@ -573,7 +573,7 @@ def checked_in(checkout: Checkout, how: str) -> None:
     pool, ledger = checkout.pool, checkout.ledger
     pool.out.discard(checkout)
     pool.uses.append(used)
-    ledger.done.append(used)
+    ledger.used.append(used)
     ledger.held.discard(checkout)
     opened = checkout.transaction
     if opened is not None:

@@ -179,7 +179,8 @@ class SessionWatchMiddleware:
         ledger.peak = 0
         ledger.parent = ledger.route = ledger.status = None
         ledger.ended_at = ledger.responded_at = ledger.response_ended_at = None
-        ledger.open, ledger.held, ledger.done = set(), set(), []
+        ledger.open, ledger.held = set(), set()
+        ledger.used, ledger.ended = [], []
         ledger.kind = "request" if kind == "http" else "websocket"
         ledger.endless = False
         ledger.is_request = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,7 +79,7 @@ class SuiteWatch(SessionWatch):
         others = (watch for watch in BOOKS.watchers if isinstance(watch, SessionWatch) and watch is not self)
         return "ignored" if any(leaves_alone(watch, finding) for watch in others) else None
 
-    def count(self, several: Sequence[tuple[Ledger, Sequence[Done], int]]) -> None:
+    def count(self, done: Mapping[tuple[str, str], Done]) -> None:
         """Keep no numbers: nobody scrapes a suite."""
 
     def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from session_watch.findings import Finding, Resolved
 from session_watch.inbox import ERRORS
-from session_watch.ledger import Done, Ledger
+from session_watch.ledger import COMMITTED_LATE, Done
 
 WAIT_BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 USE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -55,7 +55,9 @@ class Histogram:
 
     def observe(self, values: Sequence[float]) -> None:
         """Count several values at once: sorting them costs less than placing each."""
-        ordered = sorted(_forwards(values))
+        ordered = sorted(values)
+        if ordered and ordered[0] < 0.0:
+            ordered = sorted(_forwards(values))
         placed = 0
         for bucket, bound in enumerate(self.bounds):
             up_to = bisect_right(ordered, bound, placed)
@@ -69,7 +71,7 @@ class Histogram:
 
 def _forwards(seconds: Sequence[float]) -> Sequence[float]:
     """The same, none below zero: a clock of somebody's own may be set back, but a sum may never fall."""
-    return seconds if min(seconds, default=0.0) >= 0.0 else [max(0.0, each) for each in seconds]
+    return [max(0.0, each) for each in seconds]
 
 
 class RouteCounts:
@@ -92,13 +94,13 @@ class Labels:
         self.known: set[str] = set()
         self.overflow = 0
 
-    def of(self, value: str) -> str:
+    def of(self, value: str, times: int = 1) -> str:
         """The value itself while there is room for it."""
         if value in self.known:
             return value
         value = _encodable(value)
         if value not in self.known and not self._takes_in(value):
-            self.overflow += 1
+            self.overflow += times
             return OTHER
         return value
 
@@ -153,40 +155,29 @@ class Tally:
             counts = self.by_route[key] = RouteCounts()
         return counts
 
-    def add(self, several: Sequence[tuple[Ledger, Sequence[Done], int]]) -> None:
-        """Add what works have done: the seconds of each ended checkout, each ended transaction, the peak."""
-        self.changes += bool(several)
-        known = self.routes.known
-        by_route: dict[tuple[str, str], list[Done]] = defaultdict(list)
-        peaks = []
-        for ledger, done, peak in several:
-            route = ledger.route or ledger.route_label()
-            if route not in known:
-                route = self.routes.of(route)
-            # All facts of a route in one list first: what is looked up per route is looked up once.
-            by_route[ledger.method, route] += done
-            if peak:
-                peaks.append(peak)
-        for key, facts in by_route.items():
-            self._add_facts(self._counts(key), facts)
+    def add(self, done: Mapping[tuple[str, str], Done]) -> None:
+        """Add what works have done, by their method and route."""
+        self.changes += bool(done)
+        peaks: list[int] = []
+        # Every request passes here: what can be done for all of them at once is done in C.
+        for (method, route), facts in done.items():
+            counts = self._counts((method, self.routes.of(route, len(facts.peaks))))
+            counts.checkouts += len(facts.used)
+            counts.seconds += max(0.0, sum(facts.used))  # a clock of somebody's own may be set back
+            if facts.ended:
+                self._add_ended(counts, *zip(*facts.ended, strict=True))
+            peaks += filter(None, facts.peaks)
         self.per_work.observe(peaks)
 
-    def _add_facts(self, counts: RouteCounts, facts: Iterable[Done]) -> None:
-        used: list[float] = []
-        ended: dict[str, list[float]] = defaultdict(list)
-        for fact in facts:
-            if type(fact) is float:
-                used.append(fact)
-            elif isinstance(fact, tuple):
-                outcome, seconds = fact
-                ended[outcome].append(seconds)
+    def _add_ended(self, counts: RouteCounts, outcomes: Sequence[str], seconds: Sequence[float]) -> None:
+        kinds = dict.fromkeys(outcomes)
+        for outcome in kinds:
+            its = seconds if len(kinds) == 1 else [s for o, s in zip(outcomes, seconds, strict=True) if o == outcome]
+            if outcome == COMMITTED_LATE:
+                counts.late_commits += len(its)
             else:
-                counts.late_commits += 1
-        counts.checkouts += len(used)
-        counts.seconds += sum(_forwards(used))
-        for outcome, values in ended.items():
-            counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + len(values)
-            self.durations[outcome].observe(values)
+                counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + len(its)
+                self.durations[outcome].observe(its)
 
     def add_pool(self, name: str, waits: Sequence[float], uses: Sequence[float]) -> None:
         """Add the waits and holds of one pool, in seconds."""

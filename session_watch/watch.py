@@ -27,7 +27,7 @@ from session_watch.facts import Snapshot
 from session_watch.findings import Finding, Resolved, Severity, sites_of
 from session_watch.inbox import ERRORS
 from session_watch.jobs import Job
-from session_watch.ledger import Checkout, Done, Ledger
+from session_watch.ledger import Checkout, Done
 from session_watch.live import Limits
 from session_watch.pools import PoolBook
 from session_watch.raising import demand_none, is_proved_error
@@ -509,10 +509,10 @@ class SessionWatch:
                     # A log that cannot be written must not be told of in the log.
                     ERRORS.count("sink")
 
-    def count(self, several: Sequence[tuple[Ledger, Sequence[Done], int]]) -> None:
-        """Add what these works have done, and the most connections each held at once (0: counted before)."""
+    def count(self, done: Mapping[tuple[str, str], Done]) -> None:
+        """Add what works have done, by their method and route."""
         with self._lock:
-            self.tally.add(several)
+            self.tally.add(done)
 
     def count_pool(self, book: PoolBook, waits: Sequence[float], uses: Sequence[float]) -> None:
         """Add a pool's waits and holds, in seconds."""
