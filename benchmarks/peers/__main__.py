@@ -53,7 +53,7 @@ def main() -> None:
             if url is None:
                 print(f"{driver}: {NO_DATABASE}")
                 continue
-            found: list[Result] = measured(driver, url, *((2, 5) if chosen.quick else (LAYOUTS[driver], ROUNDS)))
+            found: list[Result] = measured(driver, url, *((2, 5) if chosen.quick else (LAYOUTS, ROUNDS)))
         print(as_text(found), end="\n\n", flush=True)
         run.results.extend(found)
         save(chosen.json, run._asdict())

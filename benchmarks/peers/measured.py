@@ -12,9 +12,8 @@ from benchmarks.instructions import count
 from benchmarks.peers.environments import ENVIRONMENTS, Environment
 from benchmarks.run import Spent, in_turns, row, worker
 
-# The steady driver is counted in more layouts; of the others the errors say enough.
-LAYOUTS = {"sqlite": 12, "aiosqlite": 8, "asyncpg": 8}
-# Whose difference is small against the noise of a single layout; the others take a third of the layouts.
+LAYOUTS = 40
+# Whose difference is small against the noise of a single layout; the others take a tenth of the layouts.
 SMALL = (("session-watch", "none"), ("session-watch", "watch"))
 ROUNDS, REQUESTS = 30, 80
 
@@ -50,7 +49,7 @@ def processes() -> dict[Key, Environment]:
 
 def share(key: Key, layouts: int) -> int:
     """In how many of the layouts a process is counted."""
-    return layouts if key in SMALL else max(2, layouts // 3)
+    return layouts if key in SMALL else max(2, layouts // 10)
 
 
 def counted(driver: str, url: str, layouts: int) -> dict[Key, list[float]]:
