@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from statistics import mean, stdev
+from statistics import mean
 from typing import NamedTuple, TypeVar
 
-from benchmarks.instructions import count
+from benchmarks.instructions import count, error_of
 from benchmarks.peers.environments import ENVIRONMENTS, Environment
 from benchmarks.run import Spent, in_turns, row, worker
 
@@ -59,7 +59,7 @@ def counted(driver: str, url: str, layouts: int) -> dict[Key, list[float]]:
             key: [pool.submit(count, driver, key[1], url, layout, home.python) for layout in range(share(key, layouts))]
             for key, home in processes().items()
         }
-        return {key: [job.result() for job in each] for key, each in jobs.items()}
+        return {key: [job.result().total for job in each] for key, each in jobs.items()}
 
 
 def timed(driver: str, url: str, rounds: int) -> dict[Key, list[Spent]]:
@@ -86,5 +86,14 @@ def result(driver: str, key: Key, counts: Pair[float], spent: Pair[Spent]) -> Re
     """One against none in its own environment, layout by layout and round by round."""
     added = [one - none for one, none in zip(*counts, strict=False)]
     time = row(driver, key[1], *spent)
-    error = stdev(added) / len(added) ** 0.5
-    return Result(driver, *key, mean(counts[1]), mean(added), error, len(added), time.ratio, time.low, time.high)
+    return Result(
+        driver,
+        *key,
+        bare=mean(counts[1]),
+        added=mean(added),
+        error=error_of(added),
+        layouts=len(added),
+        ratio=time.ratio,
+        low=time.low,
+        high=time.high,
+    )
