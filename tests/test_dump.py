@@ -224,8 +224,8 @@ def test_in_a_narrow_terminal(tmp_path: Path) -> None:
 
 
 def without_ages(text: str) -> str:
-    """The first lines say how long ago the state was written."""
-    return re.sub(r"[\d.]+ s ago", "", text)
+    """The first lines say how long ago the state was written, wherever they are broken."""
+    return re.sub(r"[\d.]+\s+s\s+ago", "", text)
 
 
 # --- From a page, and of a worker that no longer answers -----------------------------------------
