@@ -59,8 +59,8 @@ Actor = weakref.ref["Task[Any]"] | CallRef | ThreadRef
 class Done(NamedTuple):
     """What works of one method and route have done.
 
-    The seconds of each ended checkout, each ended transaction, and the most connections that each work held at
-    once (0: counted before).
+    The seconds of each ended checkout, each ended transaction, and for each work the most connections that it held
+    at once (0: none, or counted before).
     """
 
     used: list[float]

@@ -57,7 +57,7 @@ class Histogram:
         """Count several values at once: sorting them costs less than placing each."""
         ordered = sorted(values)
         if ordered and ordered[0] < 0.0:
-            ordered = sorted(_forwards(values))
+            ordered = _forwards(ordered)
         placed = 0
         for bucket, bound in enumerate(self.bounds):
             up_to = bisect_right(ordered, bound, placed)
@@ -69,7 +69,7 @@ class Histogram:
         self.total += sum(ordered)
 
 
-def _forwards(seconds: Sequence[float]) -> Sequence[float]:
+def _forwards(seconds: Sequence[float]) -> list[float]:
     """The same, none below zero: a clock of somebody's own may be set back, but a sum may never fall."""
     return [max(0.0, each) for each in seconds]
 
@@ -161,9 +161,10 @@ class Tally:
         peaks: list[int] = []
         # Every request passes here: what can be done for all of them at once is done in C.
         for (method, route), facts in done.items():
-            counts = self._counts((method, self.routes.of(route, len(facts.peaks))))
+            works = len(facts.peaks)
+            counts = self._counts((method, self.routes.of(route, works)))
             counts.checkouts += len(facts.used)
-            counts.seconds += max(0.0, sum(facts.used))  # a clock of somebody's own may be set back
+            counts.seconds += sum(facts.used if min(facts.used, default=0.0) >= 0.0 else _forwards(facts.used))
             if facts.ended:
                 self._add_ended(counts, *zip(*facts.ended, strict=True))
             peaks += filter(None, facts.peaks)

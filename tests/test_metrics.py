@@ -221,10 +221,10 @@ def test_seconds_are_counted_while_held(engine: Engine, clock: Clock) -> None:
 def test_a_clock_that_is_set_back(engine: Engine, clock: Clock) -> None:
     """What ends before it began has taken no time, and is counted all the same."""
     with watching(clock=clock) as watch:
-        for name, seconds in (("on", 3), ("back", -5)):
-            with watch.job(name), engine.connect():
+        for seconds in (3, -5):
+            with watch.job("both"), engine.connect():
                 clock.tick(seconds)
-        assert samples(watch, "connection_seconds_total") == {("", "job:on"): 3, ("", "job:back"): 0}
+        assert samples(watch, "connection_seconds_total") == {("", "job:both"): 3}
         assert value(watch, "connection_use_seconds_sum", pool="main") == 3
         assert value(watch, "connection_use_seconds_count", pool="main") == 2
 
